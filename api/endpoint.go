@@ -1,0 +1,210 @@
+package api
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+)
+
+// Endpoint is an interface of a sandbox on a network.
+type Endpoint struct {
+	Meta
+	// Network is the name of the network; with Name it makes the key "network/name".
+	Network string `json:"network"`
+	// Name is unique within the network, and a DNS name there. Endpoints of one container carry one name.
+	Name string `json:"name"`
+	// Aliases are further DNS names; several endpoints may share one.
+	Aliases []string `json:"aliases,omitempty"`
+	// Sandbox is where the interface goes.
+	Sandbox Sandbox `json:"sandbox"`
+	// Addresses are at most one of each family. What is not asked for is given out from the network's subnets.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// MAC is the hardware address, unicast, as "02:…". Default: made from the first address, so it stays the same.
+	MAC string `json:"mac,omitempty"`
+	// Ports are published on the machine.
+	Ports []Port `json:"ports,omitempty"`
+	// Index orders the sandbox's endpoints: it makes the default interface name (eth0, eth1, …) and the metric of the
+	// default route, so that the lowest one is used and the next takes over. Given out by the daemon.
+	Index int `json:"index"`
+	// Status is what the daemon saw last; it is ignored in a PUT.
+	Status *EndpointStatus `json:"status,omitempty"`
+}
+
+// Sandbox is a network namespace.
+type Sandbox struct {
+	// Netns is the absolute path of the namespace, such as /run/netns/a or /proc/123/ns/net.
+	Netns string `json:"netns,omitempty"`
+	// Interface is the name inside. Default: eth and the Index.
+	Interface string `json:"interface,omitempty"`
+	// PID, where set, ties the endpoint to a process: it is detached when the process ends. PIDStart is the
+	// process's start time (proc_pid_stat(5), field 22), filled in by the daemon, against reuse of the number.
+	PID      int    `json:"pid,omitempty"`
+	PIDStart uint64 `json:"pidStart,omitempty"`
+}
+
+// Port publishes a container's port on the machine.
+type Port struct {
+	// Protocol is "tcp" (the default), "udp" or "sctp".
+	Protocol string `json:"protocol,omitempty"`
+	// HostIP is the machine's address to publish on. Default: every address of both families.
+	HostIP netip.Addr `json:"hostIP,omitzero"`
+	// HostPort and ContainerPort are 1 to 65535.
+	HostPort      uint16 `json:"hostPort"`
+	ContainerPort uint16 `json:"containerPort"`
+}
+
+// State is what became of an endpoint.
+type State string
+
+// The states.
+const (
+	Attached State = "attached" // the kernel holds all that the endpoint needs
+	Pending  State = "pending"  // it was asked for and is not there yet
+	Failed   State = "failed"   // the kernel refused; Error says what; it is tried again
+	Lost     State = "lost"     // its namespace is gone
+)
+
+// EndpointStatus is what the daemon knows about an endpoint beyond what was asked for.
+type EndpointStatus struct {
+	State State `json:"state"`
+	// Error is the first cause of a State that is not "attached".
+	Error string `json:"error,omitempty"`
+	// HostInterface is the machine's end.
+	HostInterface string `json:"hostInterface,omitempty"`
+	// Prefixes are the addresses with the lengths of their subnets, Gateways the network's gateways.
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	Gateways []netip.Addr   `json:"gateways,omitempty"`
+	// DNS are the addresses at which the endpoint finds the name server.
+	DNS []netip.Addr `json:"dns,omitempty"`
+	MTU int          `json:"mtu,omitempty"`
+}
+
+// Key is "network/name".
+func (e *Endpoint) Key() string { return e.Network + "/" + e.Name }
+
+// EndpointNoun is how errors name an endpoint.
+func EndpointNoun(network, name string) string { return fmt.Sprintf("endpoint %q", network+"/"+name) }
+
+// Address gives the endpoint's address of a family; the zero Addr for none.
+func (e *Endpoint) Address(v4 bool) netip.Addr {
+	for _, a := range e.Addresses {
+		if a.Is4() == v4 {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// Validate checks every field by itself; what needs the network or the machine is the engine's to check.
+func (e *Endpoint) Validate() error {
+	noun := EndpointNoun(e.Network, e.Name)
+	if err := checkName(noun, "network", e.Network, 63); err != nil {
+		return err
+	}
+	if err := checkName(noun, "name", e.Name, 128); err != nil {
+		return err
+	}
+	for i, a := range e.Aliases {
+		if err := checkName(noun, fmt.Sprintf("aliases[%d]", i), a, 253); err != nil {
+			return err
+		}
+	}
+	if err := e.Sandbox.validate(noun); err != nil {
+		return err
+	}
+	seen := map[bool]bool{}
+	for i, a := range e.Addresses {
+		f := fmt.Sprintf("addresses[%d]", i)
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+			return FieldError(noun, f, a, "is no address for a container", "an IPv4 or IPv6 unicast address of the network")
+		}
+		if seen[a.Is4()] {
+			return FieldError(noun, f, a, "is a second address of its family", "at most one IPv4 and one IPv6 address")
+		}
+		seen[a.Is4()] = true
+	}
+	if e.MAC != "" {
+		hw, err := net.ParseMAC(e.MAC)
+		if err != nil || len(hw) != 6 || hw[0]&1 != 0 || hw.String() == "00:00:00:00:00:00" {
+			return FieldError(noun, "mac", e.MAC, "is no unicast hardware address", "six bytes such as 02:00:00:00:00:01, the first one even")
+		}
+	}
+	if err := validatePorts(noun, e.Ports); err != nil {
+		return err
+	}
+	return checkLabels(noun, e.Labels)
+}
+
+func (s *Sandbox) validate(noun string) error {
+	if s.Netns != "" && (!filepath.IsAbs(s.Netns) || filepath.Clean(s.Netns) != s.Netns || strings.ContainsAny(s.Netns, "\x00\n")) {
+		return FieldError(noun, "sandbox.netns", s.Netns, "is no clean absolute path", "a path such as /run/netns/a")
+	}
+	if s.PID < 0 {
+		return FieldError(noun, "sandbox.pid", s.PID, "is no process number", "a positive number, or 0 for none")
+	}
+	if s.Interface != "" {
+		return checkIfname(noun, "sandbox.interface", s.Interface)
+	}
+	return nil
+}
+
+func validatePorts(noun string, ports []Port) error {
+	for i, p := range ports {
+		f := func(name string) string { return fmt.Sprintf("ports[%d].%s", i, name) }
+		switch p.Protocol {
+		case "", "tcp", "udp", "sctp":
+		default:
+			return FieldError(noun, f("protocol"), p.Protocol, "is no protocol that has ports", `"tcp", "udp" or "sctp"`)
+		}
+		if p.HostPort == 0 {
+			return FieldError(noun, f("hostPort"), p.HostPort, "is out of range", "1 to 65535")
+		}
+		if p.ContainerPort == 0 {
+			return FieldError(noun, f("containerPort"), p.ContainerPort, "is out of range", "1 to 65535")
+		}
+		if a := p.HostIP; a.IsValid() && (a.IsMulticast() || a.Zone() != "" || a.Is4In6()) {
+			return FieldError(noun, f("hostIP"), a, "is no address to publish on", "an address of the machine without a zone")
+		}
+		for j, q := range ports[:i] {
+			if p.ProtocolOrTCP() == q.ProtocolOrTCP() && p.HostPort == q.HostPort && overlap(p.HostIP, q.HostIP) {
+				return FieldError(noun, f("hostPort"), p.HostPort, fmt.Sprintf("is published twice (see ports[%d])", j),
+					"each host port once per protocol and address")
+			}
+		}
+	}
+	return nil
+}
+
+// overlap reports whether two host addresses publish on a common address.
+func overlap(a, b netip.Addr) bool {
+	if !a.IsValid() || !b.IsValid() || a == b {
+		return true
+	}
+	return a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}
+
+// ProtocolOrTCP is the protocol with its default.
+func (p *Port) ProtocolOrTCP() string {
+	if p.Protocol == "" {
+		return "tcp"
+	}
+	return p.Protocol
+}
+
+// String gives the port as the command line writes it: 127.0.0.1:8080:80/udp.
+func (p Port) String() string {
+	s := fmt.Sprintf("%d:%d", p.HostPort, p.ContainerPort)
+	if p.HostIP.IsValid() {
+		h := p.HostIP.String()
+		if p.HostIP.Is6() {
+			h = "[" + h + "]"
+		}
+		s = h + ":" + s
+	}
+	if p.ProtocolOrTCP() != "tcp" {
+		s += "/" + p.Protocol
+	}
+	return s
+}

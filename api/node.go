@@ -1,0 +1,56 @@
+package api
+
+// Node is the machine that a daemon runs on.
+type Node struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+	// Revision is that of the store.
+	Revision  uint64 `json:"revision"`
+	Networks  int    `json:"networks"`
+	Endpoints int    `json:"endpoints"`
+	// Objects is how many kernel objects are wanted.
+	Objects int `json:"objects"`
+	// Problems are those that the reconciler could not mend so far, empty when the kernel holds all that is wanted.
+	Problems []string `json:"problems,omitempty"`
+	// Since is when the daemon started, RFC 3339 in UTC.
+	Since string `json:"since"`
+}
+
+// Change is one difference between what the kernel holds and what it should hold.
+type Change struct {
+	// Op is "+" (missing), "~" (different) or "-" (unwanted).
+	Op string `json:"op"`
+	// Object is the wanted or unwanted object in the words of ip(8) and nft(8).
+	Object string `json:"object"`
+	// Was is what the kernel holds instead, for "~".
+	Was string `json:"was,omitempty"`
+	// Owner is who wants it: "network/default", "endpoint/default/web"; "" for what nobody wants.
+	Owner string `json:"owner,omitempty"`
+}
+
+// Plan is what the reconciler would change now.
+type Plan struct {
+	Changes []Change `json:"changes"`
+}
+
+// Finding is something that `seine doctor` noticed about the machine.
+type Finding struct {
+	// Level is "ok", "note" (was dealt with), or "problem" (needs somebody).
+	Level string `json:"level"`
+	// Topic is a short fixed word: "forward-chain", "ip-forward", "br-netfilter", …
+	Topic string `json:"topic"`
+	// Found says what is the case; Done what Seine did about it, or what the reader can do.
+	Found string `json:"found"`
+	Done  string `json:"done,omitempty"`
+}
+
+// Event is one change of a noun, as a watch sends it.
+type Event struct {
+	Revision uint64 `json:"revision"`
+	// Type is "put" or "delete".
+	Type string `json:"type"`
+	// Kind is "network" or "endpoint"; exactly that field below is set.
+	Kind     string    `json:"kind"`
+	Network  *Network  `json:"network,omitempty"`
+	Endpoint *Endpoint `json:"endpoint,omitempty"`
+}

@@ -1,0 +1,3 @@
+module github.com/seine-net/seine
+
+go 1.26

@@ -1,0 +1,98 @@
+package kernel
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Facts is what the pure functions need to know about the machine. It is read at start, when the kernel says that
+// something changed, and on a slow tick; nobody changes a Facts that was handed out.
+type Facts struct {
+	// Links are the interfaces of the machine, ours included.
+	Links []LinkFact
+	// Routes are the destinations that the machine has routes for, default routes and ours left out.
+	Routes []netip.Prefix
+	// Default4 and Default6 name the link of the default route, "" for none.
+	Default4, Default6 string
+	// Chains are the base chains of others that would drop forwarded or incoming packets that they don't know.
+	Chains []ForeignChain
+	// BridgeFilter4 and BridgeFilter6 say that frames bridged between ports pass the IP hooks too
+	// (net.bridge.bridge-nf-call-iptables and -ip6tables).
+	BridgeFilter4, BridgeFilter6 bool
+	// Forward4 and Forward6 say that the machine forwarded packets before we asked it to.
+	Forward4, Forward6 bool
+	// NoIPv6 says that the kernel has IPv6 turned off.
+	NoIPv6 bool
+	// MachineID is a stable identity of the machine (machine-id(5)); "" where there is none.
+	MachineID string
+}
+
+// LinkFact is an interface of the machine.
+type LinkFact struct {
+	Name  string
+	Index int
+	MTU   int
+	MAC   string
+	Up    bool
+	// Ours says that the alias marks the link as ours.
+	Ours bool
+	// AcceptRA is the link's net.ipv6.conf.*.accept_ra: at 1 the kernel stops to listen to router advertisements as
+	// soon as it forwards, at 2 it goes on.
+	AcceptRA int
+	Addrs    []netip.Prefix
+}
+
+// ForeignChain is a base chain of somebody else that ends in a drop.
+type ForeignChain struct {
+	Family, Table, Chain string
+	// Hook is "forward" or "input".
+	Hook string
+	// Why is "policy drop" or "last rule rejects".
+	Why string
+	// Owner guesses whose it is, for people: "iptables (Docker, ufw)", "firewalld".
+	Owner string
+}
+
+// Link finds a link by name; nil where there is none.
+func (f Facts) Link(name string) *LinkFact {
+	i := slices.IndexFunc(f.Links, func(l LinkFact) bool { return l.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return &f.Links[i]
+}
+
+// PathMTU is the MTU of the link that the machine's default route uses, the smaller one where the families differ;
+// 1500 where there is none.
+func (f Facts) PathMTU() int {
+	mtu := 0
+	for _, name := range []string{f.Default4, f.Default6} {
+		if l := f.Link(name); l != nil && l.MTU > 0 && (mtu == 0 || l.MTU < mtu) {
+			mtu = l.MTU
+		}
+	}
+	if mtu == 0 {
+		return 1500
+	}
+	return mtu
+}
+
+// Overlapping gives the first of the machine's routes and addresses, ours left out, that shares addresses with p.
+func (f Facts) Overlapping(p netip.Prefix) (netip.Prefix, bool) {
+	for _, r := range f.Routes {
+		if r.Overlaps(p) {
+			return r, true
+		}
+	}
+	for _, l := range f.Links {
+		if l.Ours {
+			continue
+		}
+		for _, a := range l.Addrs {
+			if a.Overlaps(p) {
+				return a, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
+}

@@ -1,0 +1,193 @@
+package kernel
+
+import (
+	"fmt"
+	"strings"
+)
+
+// LinkType is the kernel's name of a kind of link (IFLA_INFO_KIND).
+type LinkType string
+
+// The link types that can be wanted.
+const (
+	Bridge   LinkType = "bridge"
+	Veth     LinkType = "veth"
+	Dummy    LinkType = "dummy"
+	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
+)
+
+// Link is a network interface. Whether it is up is an object of its own (LinkUp), so that sysctls and addresses are in
+// place before the first packet.
+type Link struct {
+	NS   string
+	Name string
+	Type LinkType
+	// MTU in bytes; 0 leaves the kernel's default.
+	MTU int
+	// MAC is the hardware address as "02:…"; "" leaves it to the kernel.
+	MAC string
+	// Alias marks the link as ours; see AliasPrefix.
+	Alias string
+	// Master is the bridge (or VRF) in the same namespace that the link is a port of; "" for none.
+	Master string
+	// Peer is the other end of a veth. A veth is one object, kept under its host end.
+	Peer *Peer
+	// Port holds the flags of a bridge port; nil leaves them alone.
+	Port *Port
+}
+
+// Peer is the far end of a veth pair, made in its namespace under its final name. Deleting either end deletes both.
+type Peer struct {
+	NS    string
+	Name  string
+	MTU   int
+	MAC   string
+	Alias string
+}
+
+// Port is a set of bridge port flags (bridge(8)).
+type Port struct {
+	// Hairpin lets a frame leave by the port that it came in by.
+	Hairpin bool
+	// Isolated keeps the port from talking to other isolated ports (kernel 4.18).
+	Isolated bool
+}
+
+// Key is the link's name.
+func (l *Link) Key() Key { return Key{KindLink, l.NS, l.Name} }
+
+// Holds implements Object.
+func (l *Link) Holds(actual Object) bool {
+	a, ok := actual.(*Link)
+	if !ok || l.Type != a.Type || l.Master != a.Master ||
+		l.MTU != 0 && l.MTU != a.MTU ||
+		l.MAC != "" && l.MAC != a.MAC ||
+		l.Alias != "" && l.Alias != a.Alias ||
+		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) {
+		return false
+	}
+	if l.Peer == nil {
+		return true
+	}
+	p := a.Peer
+	return p != nil && l.Peer.NS == p.NS && l.Peer.Name == p.Name &&
+		(l.Peer.MTU == 0 || l.Peer.MTU == p.MTU) && (l.Peer.MAC == "" || l.Peer.MAC == p.MAC)
+}
+
+// Replace reports whether actual can't be turned into l in place and has to be deleted first.
+func (l *Link) Replace(actual *Link) bool {
+	if l.Type != actual.Type {
+		return true
+	}
+	return l.Peer != nil && (actual.Peer == nil || l.Peer.NS != actual.Peer.NS || l.Peer.Name != actual.Peer.Name)
+}
+
+// String implements Object.
+func (l *Link) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "link %s type %s", l.Name, l.Type)
+	word := func(k, v string) {
+		if v != "" && v != "0" {
+			b.WriteString(" " + k + " " + v)
+		}
+	}
+	word("mtu", fmt.Sprint(l.MTU))
+	word("address", l.MAC)
+	word("master", l.Master)
+	if l.Port != nil && l.Port.Hairpin {
+		b.WriteString(" hairpin on")
+	}
+	if l.Port != nil && l.Port.Isolated {
+		b.WriteString(" isolated on")
+	}
+	word("alias", l.Alias)
+	if l.Peer != nil {
+		b.WriteString(" peer " + l.Peer.Name)
+		word("mtu", fmt.Sprint(l.Peer.MTU))
+		word("address", l.Peer.MAC)
+		b.WriteString(in(l.Peer.NS))
+	}
+	return b.String() + in(l.NS)
+}
+
+func in(ns string) string {
+	if ns == "" {
+		return ""
+	}
+	return " netns " + ns
+}
+
+// LinkUp is the administrative up state of a link.
+type LinkUp struct {
+	NS   string
+	Link string
+}
+
+// Key is the link's name.
+func (u *LinkUp) Key() Key { return Key{KindLinkUp, u.NS, u.Link} }
+
+// Holds implements Object.
+func (u *LinkUp) Holds(actual Object) bool { _, ok := actual.(*LinkUp); return ok }
+
+// String implements Object.
+func (u *LinkUp) String() string { return "link " + u.Link + " up" + in(u.NS) }
+
+// Sysctl is a value under /proc/sys. The Name is a path below it with slashes, such as net/ipv4/conf/eth0/forwarding
+// (interface names may hold dots). Deleting one restores Before, or does nothing where Before is "".
+type Sysctl struct {
+	NS    string
+	Name  string
+	Value string
+	// Before is the value that Delete puts back; it is not compared.
+	Before string
+}
+
+// Key is the path.
+func (s *Sysctl) Key() Key { return Key{KindSysctl, s.NS, s.Name} }
+
+// Holds implements Object.
+func (s *Sysctl) Holds(actual Object) bool {
+	a, ok := actual.(*Sysctl)
+	return ok && a.Value == s.Value
+}
+
+// String implements Object.
+func (s *Sysctl) String() string { return "sysctl " + s.Name + " = " + s.Value + in(s.NS) }
+
+// Qdisc is a queueing discipline (tc(8)).
+type Qdisc struct {
+	NS   string
+	Link string
+	// Type is "tbf", "clsact" or "ingress".
+	Type string
+	// Parent is "root" for a tbf; the others have a fixed place and leave it "".
+	Parent string
+	// Rate in bytes per second, Burst and Limit in bytes: for a tbf.
+	Rate  uint64
+	Burst uint32
+	Limit uint32
+}
+
+// Key is the link and the place.
+func (q *Qdisc) Key() Key {
+	place := q.Parent
+	if place == "" {
+		place = "ingress"
+	}
+	return Key{KindQdisc, q.NS, q.Link + " " + place}
+}
+
+// Holds implements Object.
+func (q *Qdisc) Holds(actual Object) bool {
+	a, ok := actual.(*Qdisc)
+	return ok && a.Type == q.Type && (q.Rate == 0 || q.Rate == a.Rate && q.Burst == a.Burst && q.Limit == a.Limit)
+}
+
+// String implements Object.
+func (q *Qdisc) String() string {
+	s := "qdisc dev " + q.Link + " " + q.Parent + " " + q.Type
+	if q.Rate != 0 {
+		s += fmt.Sprintf(" rate %dbit burst %d limit %d", q.Rate*8, q.Burst, q.Limit)
+	}
+	return s + in(q.NS)
+}
