@@ -160,3 +160,6 @@ const AliasPrefix = "seine:"
 // HostPrefix begins the name of every interface of the machine that a network's containers are reached through. Rules
 // in other people's chains match it with a wildcard.
 const HostPrefix = "sn-"
+
+// PortPrefix begins the name of the machine's end of every veth that is a port of a bridge of ours.
+const PortPrefix = "sv-"

@@ -30,6 +30,9 @@ type Link struct {
 	Alias string
 	// Master is the bridge (or VRF) in the same namespace that the link is a port of; "" for none.
 	Master string
+	// Group is the device group (IFLA_GROUP, ip-link(8)). Interfaces of one network share one, and the rules of the
+	// nftables table go by it (iifgroup, oifgroup). 0 is the kernel's default and not compared.
+	Group uint32
 	// Peer is the other end of a veth. A veth is one object, kept under its host end.
 	Peer *Peer
 	// Port holds the flags of a bridge port; nil leaves them alone.
@@ -62,6 +65,7 @@ func (l *Link) Holds(actual Object) bool {
 	if !ok || l.Type != a.Type || l.Master != a.Master ||
 		l.MTU != 0 && l.MTU != a.MTU ||
 		l.MAC != "" && l.MAC != a.MAC ||
+		l.Group != 0 && l.Group != a.Group ||
 		l.Alias != "" && l.Alias != a.Alias ||
 		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) {
 		return false
@@ -94,6 +98,7 @@ func (l *Link) String() string {
 	word("mtu", fmt.Sprint(l.MTU))
 	word("address", l.MAC)
 	word("master", l.Master)
+	word("group", fmt.Sprint(l.Group))
 	if l.Port != nil && l.Port.Hairpin {
 		b.WriteString(" hairpin on")
 	}
@@ -121,6 +126,8 @@ func in(ns string) string {
 type LinkUp struct {
 	NS   string
 	Link string
+	// Keep leaves the link up when nobody wants it up any more: for links that are not ours, such as lo.
+	Keep bool
 }
 
 // Key is the link's name.

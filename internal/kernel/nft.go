@@ -20,6 +20,7 @@ const (
 	TypeService Type = "inet_service" // a port
 	TypeIfname  Type = "ifname"
 	TypeMark    Type = "mark"
+	TypeGroup   Type = "devgroup" // a device group, decimal (meta iifgroup, meta oifgroup)
 	TypeVerdict Type = "verdict" // "accept", "drop", "jump NAME", "goto NAME"
 )
 

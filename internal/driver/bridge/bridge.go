@@ -1,0 +1,68 @@
+// Package bridge is the driver of bridge networks: one Linux bridge per network on the machine, with the gateways'
+// addresses, and a veth from it into each sandbox.
+//
+//	machine                          sandbox
+//	sn-NET (bridge, gateway) ── sv-… ║ eth0 (address, default route by the gateway)
+//
+// What it does not do: VLANs (a network is one broadcast domain), anything beyond the machine (a fabric's job).
+package bridge
+
+import (
+	"net/netip"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/ruleset"
+)
+
+// Driver is the bridge driver.
+type Driver struct{}
+
+// New makes the driver; it has no state.
+func New() Driver { return Driver{} }
+
+// Uses implements driver.Driver.
+func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
+
+// Network implements driver.Driver: the bridge with its addresses, and the network's elements.
+func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
+	br := driver.HostInterface(n, api.Endpoint{})
+	out := []kernel.Object{
+		&kernel.Link{Name: br, Type: kernel.Bridge, MTU: n.MTU, Group: ruleset.Group(n.Name),
+			Alias: driver.Alias(driver.NetworkOwner(n.Name))},
+		&kernel.LinkUp{Link: br},
+	}
+	if n.Subnet6() != nil {
+		// The machine may turn IPv6 off by default; and it must not take a container for its router.
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/disable_ipv6", Value: "0"},
+			&kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/accept_ra", Value: "0"})
+	}
+	for _, s := range n.Subnets {
+		out = append(out, &kernel.Addr{Link: br, Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits())})
+	}
+	return append(out, driver.Elements(n)...), nil
+}
+
+// Objects implements driver.Driver: the veth, and addresses and routes inside.
+func (Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel.Object, error) {
+	host := driver.PortName(kernel.PortPrefix, n.Name, e.Name)
+	alias := driver.Alias(driver.EndpointOwner(n.Name, e.Name))
+	out := []kernel.Object{
+		&kernel.Link{Name: host, Type: kernel.Veth, MTU: n.MTU, Alias: alias, Master: driver.HostInterface(n, e),
+			Port: &kernel.Port{
+				// With bridge netfilter, a port published by the container that asks for it is bridged back to it.
+				Hairpin:  len(e.Ports) > 0 && (f.BridgeFilter4 || f.BridgeFilter6),
+				Isolated: !n.ICCOn(),
+			},
+			Peer: &kernel.Peer{NS: e.Sandbox.Netns, Name: e.Sandbox.Interface, MTU: n.MTU, MAC: e.MAC, Alias: alias}},
+		&kernel.LinkUp{Link: host},
+	}
+	out = append(out, driver.Inside(n, e)...)
+	for _, s := range n.Subnets {
+		if a := e.Address(s.Prefix.Addr().Is4()); a.IsValid() {
+			out = append(out, &kernel.Addr{NS: e.Sandbox.Netns, Link: e.Sandbox.Interface, Prefix: netip.PrefixFrom(a, s.Prefix.Bits())})
+		}
+	}
+	return append(out, driver.DefaultRoutes(n, e)...), nil
+}

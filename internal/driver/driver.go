@@ -1,0 +1,144 @@
+// Package driver declares what a driver is: the pure function that says which kernel objects give an endpoint its
+// interface. Each driver is a folder below; internal/builtin lists them. What drivers share is here: names, the veth
+// into a sandbox, the elements of a network.
+package driver
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/ruleset"
+)
+
+// Driver says which kernel objects give an endpoint its interface. It changes nothing: the same arguments give the
+// same objects.
+type Driver interface {
+	// Network gives the objects that the network needs on this machine, whether it has endpoints or not. Objects that
+	// endpoints share are here, computed from the network alone.
+	Network(api.Network, kernel.Facts) ([]kernel.Object, error)
+	// Objects gives the objects of one endpoint. The endpoint is complete: addresses, MAC, index and interface name
+	// are set.
+	Objects(api.Network, api.Endpoint, kernel.Facts) ([]kernel.Object, error)
+	// Uses says what of the nouns the driver works with.
+	Uses() Uses
+}
+
+// Uses says what of a network and an endpoint a driver works with; the engine refuses what it would ignore.
+type Uses struct {
+	// Subnets: the network has subnets and its endpoints have addresses.
+	Subnets bool
+	// Sandbox: endpoints have a network namespace of their own.
+	Sandbox bool
+	// Ports can be published.
+	Ports bool
+	// Options are the keys of Network.Options that the driver knows, with what they mean.
+	Options map[string]string
+}
+
+// NetworkOwner and EndpointOwner name the owners in the desired set.
+func NetworkOwner(name string) string { return "network/" + name }
+
+// EndpointOwner names the owner of an endpoint's objects.
+func EndpointOwner(network, name string) string { return "endpoint/" + network + "/" + name }
+
+// Alias marks a link of an owner as ours.
+func Alias(owner string) string { return kernel.AliasPrefix + owner }
+
+// HostName is the name of the machine's interface of a network: the prefix and the network's name where that makes an
+// interface name, else a hash of it.
+func HostName(network string) string {
+	if n := kernel.HostPrefix + network; len(n) <= 15 {
+		return n
+	}
+	return kernel.HostPrefix + digest(network, 12)
+}
+
+// PortName is the name of the machine's end of an endpoint's veth, with the given prefix.
+func PortName(prefix, network, endpoint string) string { return prefix + digest(network+"/"+endpoint, 12) }
+
+func digest(s string, n int) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:])[:n]
+}
+
+// HostInterface is the machine's interface that an endpoint's packets come by: what rules about it name.
+func HostInterface(n api.Network, e api.Endpoint) string {
+	if n.Driver == "ptp" {
+		return PortName(kernel.HostPrefix, n.Name, e.Name)
+	}
+	if n.Interface != "" {
+		return n.Interface
+	}
+	return HostName(n.Name)
+}
+
+// MAC derives a hardware address from an endpoint's first address, so that it is the same after a restart and no
+// neighbour's table goes stale. 02 marks it as locally administered (IEEE 802-2014 section 8.4).
+func MAC(a netip.Addr) string {
+	b := a.AsSlice()
+	if len(b) > 4 {
+		sum := sha256.Sum256(b)
+		b = sum[:4]
+	}
+	return fmt.Sprintf("02:5e:%02x:%02x:%02x:%02x", b[0], b[1], b[2], b[3])
+}
+
+// Elements gives the elements of the nftables table that tell it about a network.
+func Elements(n api.Network) []kernel.Object {
+	owner := NetworkOwner(n.Name)
+	g := fmt.Sprint(ruleset.Group(n.Name))
+	add := func(s *kernel.Set, item string) kernel.Object { return ruleset.Element(s, item, "", owner) }
+	out := []kernel.Object{add(ruleset.Nets, g), add(ruleset.Same, g+" . "+g)}
+	if n.ICCOn() {
+		out = append(out, add(ruleset.Intra, g+" . "+g))
+	}
+	if n.Internal {
+		out = append(out, add(ruleset.Internal, g))
+	}
+	for _, s := range n.Subnets {
+		a := s.Prefix.Addr()
+		if n.MasqueradeOn() {
+			out = append(out, add(ruleset.ByFamily(a, ruleset.Masq4, ruleset.Masq6), s.Prefix.String()))
+		}
+		out = append(out, add(ruleset.ByFamily(a, ruleset.DNS4, ruleset.DNS6), s.Gateway.String()))
+	}
+	return out
+}
+
+// Inside gives what every driver with a veth puts into the sandbox, apart from addresses and routes: lo and the
+// interface up, and no router advertisements from neighbours believed (CVE-2020-10749).
+func Inside(n api.Network, e api.Endpoint) []kernel.Object {
+	ns, dev := e.Sandbox.Netns, e.Sandbox.Interface
+	out := []kernel.Object{
+		&kernel.LinkUp{NS: ns, Link: "lo", Keep: true},
+		&kernel.LinkUp{NS: ns, Link: dev},
+	}
+	if n.Subnet6() != nil {
+		out = append(out, &kernel.Sysctl{NS: ns, Name: "net/ipv6/conf/" + dev + "/accept_ra", Value: "0"})
+	}
+	return out
+}
+
+// DefaultRoutes gives the sandbox its way out by the network's gateways. The metric is the endpoint's index, so that
+// the lowest one is used and the next takes over when it goes. Internal networks have none.
+func DefaultRoutes(n api.Network, e api.Endpoint) []kernel.Object {
+	if n.Internal {
+		return nil
+	}
+	var out []kernel.Object
+	for _, s := range n.Subnets {
+		r := &kernel.Route{NS: e.Sandbox.Netns, Via: s.Gateway, Link: e.Sandbox.Interface, Metric: e.Index}
+		if s.Prefix.Addr().Is4() {
+			r.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		} else {
+			r.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			r.Metric += 1024
+		}
+		out = append(out, r)
+	}
+	return out
+}

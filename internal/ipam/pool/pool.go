@@ -1,0 +1,125 @@
+// Package pool gives out the addresses of one subnet. It keeps no store: who holds which address is part of the
+// endpoints in the daemon's state, and a Pool is filled from them at start. So an address is in use exactly as long as
+// an endpoint has it.
+package pool
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/seine-net/seine/api"
+)
+
+// The errors of Reserve.
+var (
+	ErrTaken   = errors.New("is in use")
+	ErrFull    = errors.New("no address is left")
+	ErrOutside = errors.New("is not in the subnet")
+	ErrUnfit   = errors.New("can't be given to a container")
+)
+
+// Pool gives out addresses of one subnet, each after the one before, so that a released address rests for as long as
+// possible. It is not safe for concurrent use.
+type Pool struct {
+	subnet   api.Subnet
+	from, to netip.Addr // what is given out by itself, both included
+	next     netip.Addr
+	taken    map[netip.Addr]string
+	reserved map[netip.Addr]bool
+}
+
+// New makes a pool; the subnet has been validated and has its gateway.
+func New(s api.Subnet) *Pool {
+	r := s.Range
+	if !r.IsValid() {
+		r = s.Prefix
+	}
+	p := &Pool{subnet: s, from: r.Addr(), to: api.LastAddr(r), taken: map[netip.Addr]string{}, reserved: map[netip.Addr]bool{}}
+	if p.from == s.Prefix.Addr() {
+		p.from = p.from.Next() // the network's own address; for IPv6 the subnet-router anycast (RFC 4291 2.6.1)
+	}
+	if p.to == api.LastAddr(s.Prefix) && p.to.Is4() {
+		p.to = p.to.Prev() // broadcast
+	}
+	p.next = p.from
+	for _, a := range s.Reserved {
+		p.reserved[a] = true
+	}
+	return p
+}
+
+// Reserve takes an address for holder: want, or the next free one where want is the zero Addr. The same want for the
+// same holder succeeds again.
+func (p *Pool) Reserve(want netip.Addr, holder string) (netip.Addr, error) {
+	if want.IsValid() {
+		return want, p.reserve(want, holder)
+	}
+	// Only addresses that are taken or reserved are skipped, so the bound is their number and two more.
+	a := p.next
+	for range len(p.taken) + len(p.reserved) + 3 {
+		if a.Compare(p.from) < 0 || a.Compare(p.to) > 0 {
+			a = p.from
+		}
+		if _, ok := p.taken[a]; !ok && !p.reserved[a] && a != p.subnet.Gateway && a.Compare(p.to) <= 0 {
+			p.taken[a], p.next = holder, a.Next()
+			return a, nil
+		}
+		a = a.Next()
+	}
+	return netip.Addr{}, fmt.Errorf("subnet %s: %w: %d are in use", p.subnet.Prefix, ErrFull, len(p.taken))
+}
+
+func (p *Pool) reserve(a netip.Addr, holder string) error {
+	switch last := api.LastAddr(p.subnet.Prefix); {
+	case !p.subnet.Prefix.Contains(a):
+		return fmt.Errorf("%s: %w %s", a, ErrOutside, p.subnet.Prefix)
+	case a == p.subnet.Gateway:
+		return fmt.Errorf("%s: %w: it is the gateway", a, ErrUnfit)
+	case a == p.subnet.Prefix.Addr() || a == last && a.Is4():
+		return fmt.Errorf("%s: %w: it is the network's own or the broadcast address", a, ErrUnfit)
+	}
+	if by, ok := p.taken[a]; ok && by != holder {
+		return fmt.Errorf("%s: %w by %s", a, ErrTaken, by)
+	}
+	p.taken[a] = holder
+	return nil
+}
+
+// Release gives an address back, if holder has it.
+func (p *Pool) Release(a netip.Addr, holder string) {
+	if p.taken[a] == holder {
+		delete(p.taken, a)
+	}
+}
+
+// Len is how many addresses are in use.
+func (p *Pool) Len() int { return len(p.taken) }
+
+// Subnets are ranges that networks without subnets of their own are given a part of.
+type Subnets []Source
+
+// Source is a range that is cut into subnets of one size.
+type Source struct {
+	Prefix netip.Prefix
+	// Bits is the length of the subnets.
+	Bits int
+}
+
+// Choose gives the first subnet of the family that free accepts, and whether there was one. It tries at most 65536
+// subnets of each source.
+func (s Subnets) Choose(v4 bool, free func(netip.Prefix) bool) (netip.Prefix, bool) {
+	for _, src := range s {
+		if src.Prefix.Addr().Is4() != v4 {
+			continue
+		}
+		p := netip.PrefixFrom(src.Prefix.Addr(), src.Bits)
+		for range min(1<<min(src.Bits-src.Prefix.Bits(), 16), 1<<16) {
+			if free(p) {
+				return p, true
+			}
+			p = netip.PrefixFrom(api.LastAddr(p).Next(), src.Bits)
+		}
+	}
+	return netip.Prefix{}, false
+}

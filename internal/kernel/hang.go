@@ -1,0 +1,40 @@
+package kernel
+
+import "strings"
+
+// HangsOn gives the link that an object can't exist without: when the link goes, the kernel takes the object along.
+// link is "" for what hangs on no link.
+func HangsOn(o Object) (ns, link string) {
+	switch o := o.(type) {
+	case *Addr:
+		return o.NS, o.Link
+	case *LinkUp:
+		return o.NS, o.Link
+	case *Route:
+		return o.NS, o.Link
+	case *Neigh:
+		return o.NS, o.Link
+	case *FDB:
+		return o.NS, o.Link
+	case *Qdisc:
+		return o.NS, o.Link
+	case *Sysctl:
+		// net/ipv4/conf/LINK/…, net/ipv6/conf/LINK/…, net/ipv4/neigh/LINK/…
+		f := strings.SplitN(o.Name, "/", 5)
+		if len(f) == 5 && f[0] == "net" && (f[2] == "conf" || f[2] == "neigh") && f[3] != "all" && f[3] != "default" {
+			return o.NS, f[3]
+		}
+	}
+	return "", ""
+}
+
+// Stays reports whether an object is left as it is when nobody wants it any more: there is nothing to take back.
+func Stays(o Object) bool {
+	switch o := o.(type) {
+	case *LinkUp:
+		return o.Keep
+	case *Sysctl:
+		return o.Before == ""
+	}
+	return false
+}

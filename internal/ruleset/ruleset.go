@@ -1,0 +1,127 @@
+// Package ruleset is the shape of the one nftables table that all features of the daemon share. The rules never change
+// while the daemon runs; what varies per network, endpoint or port is an element of a set or map. So one more container
+// rewrites no chain, and a packet walks no list.
+//
+//	prerouting  raw     drop packets from containers to 127.0.0.0/8 (route_localnet is on where ports are published)
+//	            dnat    name service, published ports
+//	output      dnat    published ports, for programs of the machine itself
+//	forward     filter  replies; within a network; published; nothing else goes to a network, nothing from an internal one
+//	input       filter  the name server's port is for containers only
+//	postrouting snat    hairpin, from the machine's loopback, masquerade
+//
+// Networks are told apart by the device group of their interfaces, not by name: a bridge network has one interface, a
+// ptp network one per endpoint, and both cost the same few elements per network.
+//
+// It is pure and imports internal/kernel only.
+package ruleset
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+// Name is the table's name; its family is inet.
+const Name = "seine"
+
+// The sets and maps of the table.
+var (
+	// Nets holds the group of every network.
+	Nets = &kernel.Set{Name: "nets", Key: []kernel.Type{kernel.TypeGroup}}
+	// Internal holds the groups of internal networks.
+	Internal = &kernel.Set{Name: "internal", Key: []kernel.Type{kernel.TypeGroup}}
+	// Same holds (g, g) for every network, Intra for those whose containers may reach each other.
+	Same  = &kernel.Set{Name: "same", Key: []kernel.Type{kernel.TypeGroup, kernel.TypeGroup}}
+	Intra = &kernel.Set{Name: "intra", Key: []kernel.Type{kernel.TypeGroup, kernel.TypeGroup}}
+	// Masq4 and Masq6 hold the subnets that are masqueraded on the way out.
+	Masq4 = &kernel.Set{Name: "masq4", Key: []kernel.Type{kernel.TypeIPv4}, Interval: true}
+	Masq6 = &kernel.Set{Name: "masq6", Key: []kernel.Type{kernel.TypeIPv6}, Interval: true}
+	// DNS4 and DNS6 hold the addresses at which containers find the name server.
+	DNS4 = &kernel.Set{Name: "dns4", Key: []kernel.Type{kernel.TypeIPv4}}
+	DNS6 = &kernel.Set{Name: "dns6", Key: []kernel.Type{kernel.TypeIPv6}}
+	// Port4 and Port6 publish on every address of the machine: protocol, port → address, port.
+	Port4 = &kernel.Set{Name: "port4", Key: []kernel.Type{kernel.TypeProto, kernel.TypeService},
+		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
+	Port6 = &kernel.Set{Name: "port6", Key: []kernel.Type{kernel.TypeProto, kernel.TypeService},
+		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
+	// AddrPort4 and AddrPort6 publish on one address: protocol, address, port → address, port.
+	AddrPort4 = &kernel.Set{Name: "addrport4", Key: []kernel.Type{kernel.TypeProto, kernel.TypeIPv4, kernel.TypeService},
+		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
+	AddrPort6 = &kernel.Set{Name: "addrport6", Key: []kernel.Type{kernel.TypeProto, kernel.TypeIPv6, kernel.TypeService},
+		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
+)
+
+// Table is the table, with the port that the name server listens on.
+func Table(dnsPort uint16) *kernel.Table {
+	redirect := fmt.Sprintf("redirect to :%d", dnsPort)
+	guard := fmt.Sprintf("meta iifgroup != @nets %%s dport %d drop", dnsPort)
+	return &kernel.Table{
+		Name: Name,
+		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Port4, Port6, AddrPort4, AddrPort6},
+		Chains: []*kernel.Chain{
+			{Name: "publish", Rules: []string{
+				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
+				"fib daddr type local dnat ip to meta l4proto . th dport map @port4",
+				"dnat ip6 to meta l4proto . ip6 daddr . th dport map @addrport6",
+				"fib daddr type local dnat ip6 to meta l4proto . th dport map @port6",
+			}},
+			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
+				"meta iifgroup @nets ip daddr 127.0.0.0/8 drop",
+			}},
+			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: -100, Rules: []string{
+				"meta iifgroup @nets ip daddr @dns4 udp dport 53 " + redirect,
+				"meta iifgroup @nets ip daddr @dns4 tcp dport 53 " + redirect,
+				"meta iifgroup @nets ip6 daddr @dns6 udp dport 53 " + redirect,
+				"meta iifgroup @nets ip6 daddr @dns6 tcp dport 53 " + redirect,
+				// Ports published on 127.0.0.1 are not for neighbours, whatever route_localnet says.
+				"ip daddr 127.0.0.0/8 return",
+				"jump publish",
+			}},
+			{Name: "output", Type: "nat", Hook: "output", Priority: -100, Rules: []string{"jump publish"}},
+			{Name: "input", Type: "filter", Hook: "input", Priority: 0, Rules: []string{
+				fmt.Sprintf("iifname != \"lo\" "+guard, "udp"),
+				fmt.Sprintf("iifname != \"lo\" "+guard, "tcp"),
+			}},
+			{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: []string{
+				"ct state established,related accept",
+				"meta iifgroup . meta oifgroup @intra accept",
+				"meta iifgroup @internal drop",
+				"meta oifgroup @internal drop",
+				"meta oifgroup @nets ct status dnat accept",
+				"meta oifgroup @nets drop",
+			}},
+			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: 100, Rules: []string{
+				// Back into the network it came from: the reply has to pass here to be translated back.
+				"ct status dnat meta iifgroup . meta oifgroup @same masquerade",
+				"meta oifgroup @nets ip saddr 127.0.0.0/8 masquerade",
+				"meta oifgroup @nets ip6 saddr ::1 masquerade",
+				"meta oifgroup @nets return",
+				"ip saddr @masq4 masquerade",
+				"ip6 saddr @masq6 masquerade",
+			}},
+		},
+	}
+}
+
+// Group is the device group of a network's interfaces: 31 bits of a hash of the name, the highest of them set, which
+// keeps clear of the small numbers that people use.
+func Group(network string) uint32 {
+	sum := sha256.Sum256([]byte(network))
+	return binary.BigEndian.Uint32(sum[:])&0x3fffffff | 0x40000000
+}
+
+// Element makes an element of one of the sets above.
+func Element(set *kernel.Set, item, data, owner string) *kernel.Element {
+	return &kernel.Element{Table: Name, Set: set, Item: item, Data: data, Comment: owner}
+}
+
+// ByFamily picks between the IPv4 and the IPv6 form of a set.
+func ByFamily(a netip.Addr, v4, v6 *kernel.Set) *kernel.Set {
+	if a.Is4() {
+		return v4
+	}
+	return v6
+}
