@@ -230,8 +230,12 @@ func (s *Set) see(k kernel.Key, have kernel.Object) {
 		e = &entry{}
 		s.table[k] = e
 	}
-	if have != nil && e.want != nil && e.want.Holds(have) {
+	switch {
+	case have == nil:
+	case e.want != nil && e.want.Holds(have):
 		have = e.want // one object instead of two equal ones
+	case e.want == nil && e.have != nil && e.have.Holds(have):
+		have = e.have // it also knows what a listing does not say, such as a sysctl's value of before
 	}
 	e.have = have
 	s.forget(k, e)

@@ -58,7 +58,9 @@ func HostName(network string) string {
 }
 
 // PortName is the name of the machine's end of an endpoint's veth, with the given prefix.
-func PortName(prefix, network, endpoint string) string { return prefix + digest(network+"/"+endpoint, 12) }
+func PortName(prefix, network, endpoint string) string {
+	return prefix + digest(network+"/"+endpoint, 12)
+}
 
 func digest(s string, n int) string {
 	sum := sha256.Sum256([]byte(s))

@@ -269,6 +269,17 @@ func sorted[T any](m map[string]T) []T {
 	return out
 }
 
+// CountByNetwork gives the number of endpoints of each network that has any.
+func (s *Store) CountByNetwork() map[string]int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	counts := map[string]int{}
+	for _, e := range s.endpoints {
+		counts[e.Network]++
+	}
+	return counts
+}
+
 // Counts gives the numbers of networks and endpoints.
 func (s *Store) Counts() (networks, endpoints int) {
 	s.mu.RLock()
@@ -394,4 +405,19 @@ func (w *watcher) send(ctx context.Context, out chan<- api.Event) {
 			return
 		}
 	}
+}
+
+// ForgetValues removes all that was kept with SetValue.
+func (s *Store) ForgetValues() error {
+	s.mu.RLock()
+	var names []string
+	for n := range s.meta {
+		names = append(names, n)
+	}
+	s.mu.RUnlock()
+	var errs []error
+	for _, n := range names {
+		errs = append(errs, s.SetValue(n, ""))
+	}
+	return errors.Join(errs...)
 }

@@ -20,4 +20,6 @@ func (Driver) Uses() driver.Uses { return driver.Uses{} }
 func (Driver) Network(api.Network, kernel.Facts) ([]kernel.Object, error) { return nil, nil }
 
 // Objects implements driver.Driver: nothing.
-func (Driver) Objects(api.Network, api.Endpoint, kernel.Facts) ([]kernel.Object, error) { return nil, nil }
+func (Driver) Objects(api.Network, api.Endpoint, kernel.Facts) ([]kernel.Object, error) {
+	return nil, nil
+}

@@ -23,9 +23,14 @@ func New() Driver { return Driver{} }
 // Uses implements driver.Driver.
 func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
 
-// Network implements driver.Driver: only the network's elements.
+// Network implements driver.Driver: the network's elements, and an end for packets to addresses that no endpoint has:
+// they would leave by the machine's default route.
 func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
-	return driver.Elements(n), nil
+	var out []kernel.Object
+	for _, s := range n.Subnets {
+		out = append(out, &kernel.Route{Type: "unreachable", Dst: s.Prefix, Metric: metric(s.Gateway)})
+	}
+	return append(out, driver.Elements(n)...), nil
 }
 
 // Objects implements driver.Driver: the veth, and addresses and routes of both ends.

@@ -4,6 +4,7 @@
 package pool
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -122,4 +123,13 @@ func (s Subnets) Choose(v4 bool, free func(netip.Prefix) bool) (netip.Prefix, bo
 		}
 	}
 	return netip.Prefix{}, false
+}
+
+// UniqueLocal is the /48 of unique local addresses (RFC 4193 section 3.2.2) that a seed gives: the same each time for
+// one machine, and most likely no other machine's.
+func UniqueLocal(seed string) netip.Prefix {
+	sum := sha256.Sum256([]byte("seine unique local prefix " + seed))
+	b := [16]byte{0xfd}
+	copy(b[1:6], sum[:])
+	return netip.PrefixFrom(netip.AddrFrom16(b), 48)
 }

@@ -1,0 +1,299 @@
+// Package app wires the daemon: it builds store, kernel, reconciler, engine, name server and doors in order, runs them,
+// and stops them in reverse.
+package app
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/seine-net/seine/internal/builtin"
+	"github.com/seine-net/seine/internal/desired"
+	"github.com/seine-net/seine/internal/dns"
+	"github.com/seine-net/seine/internal/engine"
+	doors "github.com/seine-net/seine/internal/frontdoor/http"
+	"github.com/seine-net/seine/internal/ipam/pool"
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/kernel/linux"
+	"github.com/seine-net/seine/internal/loopback"
+	"github.com/seine-net/seine/internal/reconcile"
+	"github.com/seine-net/seine/internal/state"
+)
+
+// The defaults of Options.
+const (
+	DefaultState   = "/var/lib/seine/state.db"
+	DefaultSocket  = "/run/seine/seine.sock"
+	DefaultDNSPort = 5380
+)
+
+// Options are the daemon's settings.
+type Options struct {
+	State, Socket, Node, LogLevel string
+	DNSPort                       int
+	Pools                         pool.Subnets
+	Quiet                         bool
+	Version                       string
+}
+
+// Flags declares the settings as flags.
+func (o *Options) Flags(fs *flag.FlagSet) {
+	host, _ := os.Hostname()
+	fs.StringVar(&o.State, "state", DefaultState, "`file` that keeps networks and endpoints")
+	fs.StringVar(&o.Socket, "socket", DefaultSocket, "unix `socket` of the API")
+	fs.StringVar(&o.Node, "node", host, "`name` of this machine")
+	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
+	fs.IntVar(&o.DNSPort, "dns-port", DefaultDNSPort, "`port` that the name server listens on; containers ask at port 53 of their gateway; 0 takes any")
+	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
+	fs.Func("pool", "`prefix:bits` that networks without subnets are cut from; may be repeated (default "+poolsText(defaultPools(""))+")", func(s string) error {
+		src, err := parsePool(s)
+		o.Pools = append(o.Pools, src)
+		return err
+	})
+}
+
+func parsePool(s string) (pool.Source, error) {
+	const want = `want a prefix, a colon and the length of the subnets, such as 10.200.0.0/14:24`
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return pool.Source{}, errors.New(want)
+	}
+	p, err := netip.ParsePrefix(s[:i])
+	bits, err2 := strconv.Atoi(s[i+1:])
+	if err != nil || err2 != nil || p != p.Masked() || bits < p.Bits() || bits > p.Addr().BitLen()-2 {
+		return pool.Source{}, errors.New(want)
+	}
+	return pool.Source{Prefix: p, Bits: bits}, nil
+}
+
+// defaultPools are ranges that common software does not use by itself, and a range of unique local addresses
+// (RFC 4193) that is this machine's own.
+func defaultPools(machineID string) pool.Subnets {
+	return pool.Subnets{
+		{Prefix: netip.MustParsePrefix("10.200.0.0/14"), Bits: 24},
+		{Prefix: netip.MustParsePrefix("172.28.0.0/14"), Bits: 24},
+		{Prefix: netip.MustParsePrefix("192.168.192.0/18"), Bits: 24},
+		{Prefix: pool.UniqueLocal(machineID), Bits: 64},
+	}
+}
+
+func poolsText(p pool.Subnets) string {
+	var out []string
+	for _, s := range p {
+		out = append(out, fmt.Sprintf("%s:%d", s.Prefix, s.Bits))
+	}
+	return strings.Join(out, ", ")
+}
+
+// Run runs the daemon until ctx ends. When it returns, running containers go on as they are.
+func Run(ctx context.Context, o Options) error {
+	log, err := logger(o.LogLevel)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: it changes the machine's network")
+	}
+	store, err := state.Open(o.State)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	k := linux.New(linux.Options{})
+	defer k.Close()
+	facts, err := k.Facts(ctx)
+	if err != nil {
+		return fmt.Errorf("reading the machine's state: %w", err)
+	}
+	if len(o.Pools) == 0 {
+		o.Pools = defaultPools(facts.MachineID)
+	}
+	d, err := build(ctx, o, log, store, k, facts)
+	if err != nil {
+		return err
+	}
+	return d.run(ctx)
+}
+
+func logger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("log-level %q: is not known; want debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// daemon is the parts that run.
+type daemon struct {
+	opts    Options
+	log     *slog.Logger
+	kernel  *linux.Kernel
+	loop    *reconcile.Reconciler
+	engine  *engine.Engine
+	machine *machine
+	names   *dns.Server
+	relays  *loopback.Proxy
+	want    *desired.Set
+}
+
+func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k *linux.Kernel, facts kernel.Facts) (*daemon, error) {
+	m, err := newMachine(log)
+	if err != nil {
+		return nil, err
+	}
+	d := &daemon{opts: o, log: log, kernel: k, machine: m, want: desired.New(), relays: loopback.New(log)}
+	table := dns.NewTable()
+	d.names, err = listenDNS(o.DNSPort, table, store, log)
+	if err != nil {
+		return nil, err
+	}
+	d.loop = reconcile.New(k, d.want, log)
+	d.engine = engine.New(engine.Config{
+		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(), Machine: m,
+		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), Pools: o.Pools, Node: o.Node,
+		Version: o.Version, Boot: bootID(),
+	}, facts)
+	return d, nil
+}
+
+// run starts everything that runs, loads the state, opens the door, and waits for ctx.
+func (d *daemon) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	var failed error
+	var once sync.Once
+	start := func(what string, f func(context.Context) error) {
+		running.Go(func() {
+			if err := f(ctx); err != nil && ctx.Err() == nil {
+				once.Do(func() { failed = fmt.Errorf("%s: %w", what, err) })
+				cancel()
+			}
+		})
+	}
+	start("reconciler", func(ctx context.Context) error { d.loop.Run(ctx); return nil })
+	start("processes", func(ctx context.Context) error { d.machine.Run(ctx); return nil })
+	start("loopback proxy", d.relays.Run)
+	started := time.Now()
+	if err := d.engine.Load(ctx); err != nil {
+		return err
+	}
+	if err := d.engine.DefaultNetwork(ctx); err != nil {
+		d.log.Error("default network", "err", err)
+	}
+	start("name server", d.names.Serve)
+	start("kernel notifications", d.watchKernel)
+	door, err := doors.Listen(d.opts.Socket)
+	if err != nil {
+		return err
+	}
+	start("API", func(ctx context.Context) error {
+		return doors.Serve(ctx, door, doors.New(d.engine, doors.Options{Log: d.log, Version: d.opts.Version}))
+	})
+	d.log.Info("ready", "socket", d.opts.Socket, "took", time.Since(started).Round(time.Millisecond).String())
+	d.greet()
+	<-ctx.Done()
+	running.Wait()
+	return failed
+}
+
+// The times of the loop that watches over the kernel.
+const (
+	factsDelay = 200 * time.Millisecond // lets a burst of changes end before the machine is looked at again
+	fullEvery  = 10 * time.Minute       // everything is compared with the kernel, containers' namespaces included
+	lostEvery  = time.Minute            // endpoints whose namespace is gone are collected
+)
+
+// watchKernel mends what others change, as the kernel tells it, and on a slow tick what it does not tell.
+func (d *daemon) watchKernel(ctx context.Context) error {
+	events, err := d.kernel.Watch(ctx)
+	if err != nil {
+		return err
+	}
+	full, lost := time.NewTicker(fullEvery), time.NewTicker(lostEvery)
+	defer full.Stop()
+	defer lost.Stop()
+	refresh := time.NewTimer(0)
+	defer refresh.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case ev, ok := <-events:
+			if !ok {
+				return errors.New("ended")
+			}
+			if ev.All {
+				d.loop.Touch()
+			} else if keys := d.wanted(ev.Keys); len(keys) > 0 {
+				d.loop.Touch(keys...)
+			}
+			if ev.Facts {
+				refresh.Reset(factsDelay)
+			}
+		case <-refresh.C:
+			d.refreshFacts(ctx)
+		case <-full.C:
+			d.loop.Touch()
+		case <-lost.C:
+			if err := d.engine.Collect(ctx); err != nil {
+				d.log.Warn("collecting lost endpoints", "err", err)
+			}
+		}
+	}
+}
+
+// wanted keeps the keys that somebody wants: the others are not ours to mend.
+func (d *daemon) wanted(keys []kernel.Key) []kernel.Key {
+	var out []kernel.Key
+	for _, k := range keys {
+		if d.want.OwnerOf(k) != "" {
+			out = append(out, k)
+		}
+	}
+	return out
+}
+
+func (d *daemon) refreshFacts(ctx context.Context) {
+	f, err := d.kernel.Facts(ctx)
+	if err == nil {
+		err = d.engine.SetFacts(ctx, f)
+	}
+	if err != nil {
+		d.log.Warn("reading the machine's state", "err", err)
+	}
+}
+
+// greet says what to try first.
+func (d *daemon) greet() {
+	if d.opts.Quiet {
+		return
+	}
+	bin := "seine"
+	if self, err := os.Executable(); err == nil {
+		bin = filepath.Join(filepath.Dir(self), "seine")
+	}
+	if d.opts.Socket != DefaultSocket {
+		bin += " --socket " + d.opts.Socket
+	}
+	fmt.Printf(`
+seined is ready. In a second terminal, as root, try:
+
+  %[1]s run --name web --publish 8080:80 -- %[2]s
+  %[1]s run -- %[3]s
+  %[1]s status
+
+Ctrl-C here ends the daemon; running containers keep their network.
+`, bin, firstOf("python3 -m http.server 80 --bind ::", "busybox httpd -f -p 80", "nc -lk -p 80"),
+		firstOf("curl -s http://web/", "wget -qO- http://web/", "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://web/\").read().decode())'", "getent ahosts web"))
+}

@@ -1,0 +1,58 @@
+package app
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"github.com/seine-net/seine/internal/dns"
+	"github.com/seine-net/seine/internal/engine"
+	"github.com/seine-net/seine/internal/loopback"
+	"github.com/seine-net/seine/internal/state"
+)
+
+// listenDNS opens the name server's sockets; where its port is taken, any other does: the rules lead to it.
+func listenDNS(port int, table *dns.Table, _ *state.Store, log *slog.Logger) (*dns.Server, error) {
+	s, err := dns.Listen(uint16(port), table, log)
+	if errors.Is(err, syscall.EADDRINUSE) && port != 0 {
+		log.Warn("the name server's port is taken; another is used", "port", port)
+		s, err = dns.Listen(0, table, log)
+	}
+	return s, err
+}
+
+// names is the engine's view of the name server.
+type names struct{ table *dns.Table }
+
+func (n names) Set(key string, names []string, network, container string, addrs []netip.Addr) {
+	n.table.Set(key, dns.Record{Names: names, Network: network, Container: container, Addrs: addrs})
+}
+
+func (n names) Drop(key string) { n.table.Drop(key) }
+
+// relays is the engine's view of the loopback proxy.
+type relays struct{ proxy *loopback.Proxy }
+
+func (r relays) Set(key string, in []engine.Relay) error {
+	out := make([]loopback.Listener, len(in))
+	for i, x := range in {
+		out[i] = loopback.Listener{Protocol: x.Protocol, Listen: x.Listen, Target: x.To}
+	}
+	return r.proxy.Set(key, out)
+}
+
+func (r relays) Drop(key string) { r.proxy.Drop(key) }
+
+// firstOf gives the first command whose program the machine has, the last one where it has none.
+func firstOf(commands ...string) string {
+	for _, c := range commands {
+		program, _, _ := strings.Cut(c, " ")
+		if _, err := exec.LookPath(program); err == nil {
+			return c
+		}
+	}
+	return commands[len(commands)-1]
+}

@@ -1,0 +1,29 @@
+// Package builtin is the list of what this program has: one line per driver and addon, name → constructor.
+package builtin
+
+import (
+	"github.com/seine-net/seine/internal/addon"
+	"github.com/seine-net/seine/internal/addon/portmap"
+	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/driver/bridge"
+	"github.com/seine-net/seine/internal/driver/host"
+	"github.com/seine-net/seine/internal/driver/null"
+	"github.com/seine-net/seine/internal/driver/ptp"
+)
+
+// Drivers gives every driver under the name that a network asks for it by.
+func Drivers() map[string]driver.Driver {
+	return map[string]driver.Driver{
+		"bridge": bridge.New(),
+		"host":   host.New(),
+		"null":   null.New(),
+		"ptp":    ptp.New(),
+	}
+}
+
+// Addons gives every addon; each decides by the endpoint whether it has something to do.
+func Addons() map[string]addon.Addon {
+	return map[string]addon.Addon{
+		"portmap": portmap.New(),
+	}
+}

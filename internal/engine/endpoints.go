@@ -1,0 +1,552 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/ipam/pool"
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/state"
+)
+
+// portKey and portUse say who publishes what, so that a port that is taken is refused with the name of who has it.
+type portKey struct {
+	protocol string
+	port     uint16
+}
+
+type portUse struct {
+	addr     netip.Addr
+	endpoint string
+}
+
+// Endpoint gives an endpoint with its status; NotFound where there is none.
+func (e *Engine) Endpoint(_ context.Context, network, name string) (api.Endpoint, error) {
+	ep, ok := e.Store.Endpoint(network + "/" + name)
+	if !ok {
+		return ep, api.Errorf(api.NotFound, api.EndpointNoun(network, name), "does not exist")
+	}
+	return e.endpointStatus(ep), nil
+}
+
+// Endpoints gives all endpoints with their status, by key.
+func (e *Engine) Endpoints(context.Context) ([]api.Endpoint, error) {
+	all := e.Store.Endpoints()
+	for i := range all {
+		all[i] = e.endpointStatus(all[i])
+	}
+	return all, nil
+}
+
+func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
+	st := &api.EndpointStatus{State: api.Attached}
+	n, _ := e.Store.Network(ep.Network)
+	for _, s := range n.Subnets {
+		if a := ep.Address(s.Prefix.Addr().Is4()); a.IsValid() {
+			st.Prefixes = append(st.Prefixes, netip.PrefixFrom(a, s.Prefix.Bits()))
+			st.DNS = append(st.DNS, s.Gateway)
+			if !n.Internal {
+				st.Gateways = append(st.Gateways, s.Gateway)
+			}
+		}
+	}
+	if len(st.Prefixes) > 0 {
+		st.MTU = n.MTU
+		st.HostInterface = driver.PortName(kernel.PortPrefix, n.Name, ep.Name)
+		if n.Driver == "ptp" {
+			st.HostInterface = driver.HostInterface(n, ep)
+		}
+	}
+	keys := e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))
+	if err := e.Loop.Cause(keys); err != nil {
+		st.State, st.Error = api.Failed, err.Error()
+		if errors.Is(err, kernel.ErrNamespaceGone) {
+			st.State = api.Lost
+		}
+	}
+	ep.Status = st
+	return ep
+}
+
+// PutEndpoint attaches a sandbox to a network, or changes an endpoint. It returns when the kernel holds all of it. The
+// same again changes nothing. match is a revision that the endpoint must have, 0 for any, api.CreateOnly for none. When
+// the kernel refuses, everything is as it was before and the error is the first cause.
+func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64) (api.Endpoint, error) {
+	noun := api.EndpointNoun(ep.Network, ep.Name)
+	if err := ep.Validate(); err != nil {
+		return ep, err
+	}
+	if err := e.checkSandbox(noun, &ep); err != nil {
+		return ep, err
+	}
+	unlock, err := e.busy.lock(ctx, noun)
+	if err != nil {
+		return ep, refused(noun, err)
+	}
+	defer unlock()
+	old, ep, changed, err := e.storeEndpoint(ep, match)
+	if err != nil {
+		return ep, err
+	}
+	keys, err := e.setEndpoint(ep)
+	if err == nil && (changed || len(keys) > 0) {
+		err = e.Loop.Sync(ctx, e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name)))
+		if err == nil && len(keys) > 0 {
+			err = e.Loop.Sync(ctx, keys) // what a change dropped
+		}
+	}
+	if err != nil {
+		err = e.portRefused(noun, ep, err)
+		e.undoEndpoint(old, ep)
+		return ep, err
+	}
+	if old != nil {
+		e.releaseOld(*old, ep)
+	}
+	e.announce(ep)
+	if old == nil || old.Sandbox != ep.Sandbox {
+		e.watchSandbox(ep)
+	}
+	return e.endpointStatus(ep), nil
+}
+
+// checkSandbox checks what can be known about the sandbox before anything is touched.
+func (e *Engine) checkSandbox(noun string, ep *api.Endpoint) error {
+	if ep.Sandbox.Netns != "" {
+		if err := e.Machine.CheckNetns(ep.Sandbox.Netns); err != nil {
+			return api.FieldError(noun, "sandbox.netns", ep.Sandbox.Netns, err.Error(), "the path of a network namespace")
+		}
+	}
+	if ep.Sandbox.PID != 0 {
+		start, err := e.Machine.ProcessStart(ep.Sandbox.PID)
+		if err != nil || ep.Sandbox.PIDStart != 0 && ep.Sandbox.PIDStart != start {
+			return api.FieldError(noun, "sandbox.pid", ep.Sandbox.PID, "is no running process", "a process of this machine, or 0")
+		}
+		ep.Sandbox.PIDStart = start
+	}
+	return nil
+}
+
+// storeEndpoint completes and checks an endpoint, reserves what it needs and commits it; old is nil for a new one.
+func (e *Engine) storeEndpoint(ep api.Endpoint, match uint64) (old *api.Endpoint, _ api.Endpoint, changed bool, err error) {
+	noun := api.EndpointNoun(ep.Network, ep.Name)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was, exists := e.Store.Endpoint(ep.Key())
+	if err := checkRevision(noun, match, exists, was.Revision); err != nil {
+		return nil, ep, false, err
+	}
+	n, ok := e.Store.Network(ep.Network)
+	if !ok {
+		return nil, ep, false, api.Errorf(api.NotFound, noun, "network %q does not exist", ep.Network)
+	}
+	ep.Status, ep.Revision, ep.Created = nil, 0, ""
+	if exists {
+		old = &was
+		keep(&ep, was)
+	}
+	if err := e.completeEndpoint(noun, n, &ep, old); err != nil {
+		return old, ep, false, err
+	}
+	if exists {
+		same := was
+		same.Revision = 0
+		if reflect.DeepEqual(same, ep) {
+			return old, was, false, nil
+		}
+	}
+	c := state.Change{PutEndpoints: []api.Endpoint{ep}}
+	if _, err := e.Store.Commit(&c); err != nil {
+		e.release(n, ep, old)
+		return old, ep, false, refused(noun, err)
+	}
+	if old != nil {
+		e.unindex(*old)
+	}
+	e.index(ep)
+	return old, c.PutEndpoints[0], true, nil
+}
+
+// keep fills what a change leaves out from the endpoint as it is stored.
+func keep(ep *api.Endpoint, was api.Endpoint) {
+	ep.Created = was.Created
+	ep.Index = was.Index
+	if ep.Sandbox.Netns == "" {
+		ep.Sandbox = was.Sandbox
+	} else if ep.Sandbox.Interface == "" && ep.Sandbox.Netns == was.Sandbox.Netns {
+		ep.Sandbox.Interface = was.Sandbox.Interface
+	}
+	for _, a := range was.Addresses {
+		if !ep.Address(a.Is4()).IsValid() {
+			ep.Addresses = append(slices.Clone(ep.Addresses), a)
+		}
+	}
+	if ep.MAC == "" {
+		ep.MAC = was.MAC
+	}
+	if ep.Labels == nil {
+		ep.Labels = was.Labels
+	}
+	if ep.Aliases == nil {
+		ep.Aliases = was.Aliases
+	}
+	if ep.Ports == nil {
+		ep.Ports = was.Ports
+	}
+}
+
+// completeEndpoint checks an endpoint against its network and the other endpoints, and gives it what it left to the
+// daemon. With an error nothing is reserved. e.mu is held.
+func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, old *api.Endpoint) error {
+	uses := e.Drivers[n.Driver].Uses()
+	if uses.Sandbox && ep.Sandbox.Netns == "" {
+		return api.FieldError(noun, "sandbox.netns", "", "is empty", "the path of a network namespace")
+	}
+	if !uses.Subnets && (len(ep.Addresses) > 0 || ep.MAC != "") {
+		return api.FieldError(noun, "addresses", ep.Addresses, fmt.Sprintf("have no meaning for driver %q", n.Driver), "none, and no MAC")
+	}
+	if len(ep.Ports) > 0 && !uses.Ports {
+		return api.FieldError(noun, "ports", ep.Ports[0], fmt.Sprintf("can't be published with driver %q", n.Driver), "none")
+	}
+	if len(ep.Ports) > 0 && n.Internal {
+		return api.FieldError(noun, "ports", ep.Ports[0], "can't be published on an internal network", "none, or a network that is not internal")
+	}
+	if err := e.placeEndpoint(noun, uses, ep, old); err != nil {
+		return err
+	}
+	if uses.Subnets {
+		if err := e.reserve(noun, n, ep, old); err != nil {
+			return err
+		}
+		if ep.MAC == "" && len(ep.Addresses) > 0 {
+			ep.MAC = driver.MAC(ep.Addresses[0])
+		}
+	}
+	if err := e.checkPorts(noun, *ep); err != nil {
+		e.release(n, *ep, old)
+		return err
+	}
+	return nil
+}
+
+// placeEndpoint gives the endpoint its index and interface name among those of its sandbox.
+func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, old *api.Endpoint) error {
+	if !uses.Sandbox || !uses.Subnets {
+		return nil
+	}
+	indexes, names := map[int]bool{}, map[string]string{}
+	for _, key := range e.sandboxes[ep.Sandbox.Netns] {
+		if o, ok := e.Store.Endpoint(key); ok && key != ep.Key() {
+			indexes[o.Index] = true
+			names[o.Sandbox.Interface] = key
+		}
+	}
+	if old == nil || old.Sandbox.Netns != ep.Sandbox.Netns {
+		ep.Index = 0
+		for indexes[ep.Index] {
+			ep.Index++
+		}
+	}
+	if ep.Sandbox.Interface == "" {
+		for i := ep.Index; ; i++ {
+			if ep.Sandbox.Interface = fmt.Sprintf("eth%d", i); names[ep.Sandbox.Interface] == "" {
+				break
+			}
+		}
+	}
+	if by := names[ep.Sandbox.Interface]; by != "" {
+		err := api.FieldError(noun, "sandbox.interface", ep.Sandbox.Interface, fmt.Sprintf("is taken by endpoint %q of the same sandbox", by),
+			"another name, or none to have one chosen")
+		err.Code = api.Conflict
+		return err
+	}
+	return nil
+}
+
+// reserve takes the endpoint's addresses from the network's pools; e.mu is held.
+func (e *Engine) reserve(noun string, n api.Network, ep *api.Endpoint, old *api.Endpoint) error {
+	for i, a := range ep.Addresses {
+		if e.poolFor(n, a) == nil {
+			return api.FieldError(noun, fmt.Sprintf("addresses[%d]", i), a, fmt.Sprintf("is of a family that network %q has not", n.Name), "an address of "+subnets(n))
+		}
+	}
+	want := ep.Addresses
+	ep.Addresses = nil
+	for i, s := range n.Subnets {
+		var ask netip.Addr
+		field := "addresses"
+		for j, a := range want {
+			if a.Is4() == s.Prefix.Addr().Is4() {
+				ask, field = a, fmt.Sprintf("addresses[%d]", j)
+			}
+		}
+		a, err := e.pools[n.Name][i].Reserve(ask, ep.Key())
+		if err == nil {
+			ep.Addresses = append(ep.Addresses, a)
+			continue
+		}
+		e.release(n, *ep, old)
+		if errors.Is(err, pool.ErrFull) {
+			return api.Errorf(api.Exhausted, noun, "%w", err)
+		}
+		bad := api.FieldError(noun, field, ask, errors.Unwrap(err).Error()+detail(err), "a free address of "+s.Prefix.String()+", or none to have one chosen")
+		if errors.Is(err, pool.ErrTaken) {
+			bad.Code = api.Conflict
+		}
+		return bad
+	}
+	return nil
+}
+
+// detail is nothing for errors whose cause says it all; the cause of the pool's errors does.
+func detail(err error) string {
+	if errors.Is(err, pool.ErrTaken) || errors.Is(err, pool.ErrUnfit) {
+		return " (" + err.Error() + ")"
+	}
+	return ""
+}
+
+func subnets(n api.Network) string {
+	s := ""
+	for i, x := range n.Subnets {
+		if i > 0 {
+			s += " or "
+		}
+		s += x.Prefix.String()
+	}
+	return s
+}
+
+// release gives back the addresses of ep that keep, if not nil, does not have; e.mu is held.
+func (e *Engine) release(n api.Network, ep api.Endpoint, keep *api.Endpoint) {
+	for _, a := range ep.Addresses {
+		if keep != nil && slices.Contains(keep.Addresses, a) {
+			continue
+		}
+		if p := e.poolFor(n, a); p != nil {
+			p.Release(a, ep.Key())
+		}
+	}
+}
+
+// releaseOld gives back what a changed endpoint had and has no longer.
+func (e *Engine) releaseOld(old, now api.Endpoint) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n, ok := e.Store.Network(old.Network); ok {
+		e.release(n, old, &now)
+	}
+}
+
+// adopt takes up a stored endpoint: its addresses and ports are in use; e.mu is held.
+func (e *Engine) adopt(ep api.Endpoint) error {
+	n, ok := e.Store.Network(ep.Network)
+	if !ok {
+		return fmt.Errorf("network %q is not known", ep.Network)
+	}
+	e.index(ep)
+	var errs []error
+	for _, a := range ep.Addresses {
+		if p := e.poolFor(n, a); p != nil {
+			_, err := p.Reserve(a, ep.Key())
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkPorts refuses a port that another endpoint publishes; e.mu is held.
+func (e *Engine) checkPorts(noun string, ep api.Endpoint) error {
+	for i, p := range ep.Ports {
+		for _, u := range e.ports[portKey{p.ProtocolOrTCP(), p.HostPort}] {
+			if u.endpoint == ep.Key() || !meet(u.addr, p.HostIP) {
+				continue
+			}
+			err := api.FieldError(noun, fmt.Sprintf("ports[%d].hostPort", i), p.HostPort,
+				fmt.Sprintf("is published already by endpoint %q", u.endpoint), "a port that is free")
+			err.Code = api.Conflict
+			return err
+		}
+	}
+	return nil
+}
+
+// meet reports whether two addresses to publish on have one in common.
+func meet(a, b netip.Addr) bool {
+	if !a.IsValid() || !b.IsValid() || a == b {
+		return true
+	}
+	return a.Is4() == b.Is4() && (a.IsUnspecified() || b.IsUnspecified())
+}
+
+// index notes what ep publishes and where it is; e.mu is held.
+func (e *Engine) index(ep api.Endpoint) {
+	if ep.Sandbox.Netns != "" && ep.Sandbox.Interface != "" {
+		e.sandboxes[ep.Sandbox.Netns] = append(e.sandboxes[ep.Sandbox.Netns], ep.Key())
+	}
+	for _, p := range ep.Ports {
+		k := portKey{p.ProtocolOrTCP(), p.HostPort}
+		e.ports[k] = append(e.ports[k], portUse{p.HostIP, ep.Key()})
+	}
+}
+
+// unindex takes back what index noted; e.mu is held.
+func (e *Engine) unindex(ep api.Endpoint) {
+	left := slices.DeleteFunc(e.sandboxes[ep.Sandbox.Netns], func(key string) bool { return key == ep.Key() })
+	if e.sandboxes[ep.Sandbox.Netns] = left; len(left) == 0 {
+		delete(e.sandboxes, ep.Sandbox.Netns)
+	}
+	for _, p := range ep.Ports {
+		k := portKey{p.ProtocolOrTCP(), p.HostPort}
+		e.ports[k] = slices.DeleteFunc(e.ports[k], func(u portUse) bool { return u.endpoint == ep.Key() })
+		if len(e.ports[k]) == 0 {
+			delete(e.ports, k)
+		}
+	}
+}
+
+// portRefused names the port in the error where the kernel refused one.
+func (e *Engine) portRefused(noun string, ep api.Endpoint, err error) error {
+	for k, problem := range e.Loop.Problems() {
+		i := slices.IndexFunc(ep.Ports, func(p api.Port) bool { return k.Kind == kernel.KindHold && holdsPort(k, p) })
+		switch {
+		case i < 0:
+		case errors.Is(problem, kernel.ErrInUse):
+			bad := api.FieldError(noun, fmt.Sprintf("ports[%d].hostPort", i), ep.Ports[i].HostPort, problem.Error(), "a port that is free")
+			bad.Code = api.Conflict
+			return bad
+		case errors.Is(problem, kernel.ErrAbsent):
+			return api.FieldError(noun, fmt.Sprintf("ports[%d].hostIP", i), ep.Ports[i].HostIP, problem.Error(), "an address of the machine")
+		}
+	}
+	return refused(noun, err)
+}
+
+func holdsPort(k kernel.Key, p api.Port) bool {
+	h := kernel.Hold{Protocol: p.ProtocolOrTCP(), Addr: p.HostIP, Port: p.HostPort}
+	if p.HostIP.IsValid() {
+		return h.Key() == k
+	}
+	for _, a := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		if h.Addr = a; h.Key() == k {
+			return true
+		}
+	}
+	return false
+}
+
+// undoEndpoint goes back to the endpoint of before, or to none.
+func (e *Engine) undoEndpoint(old *api.Endpoint, ep api.Endpoint) {
+	ctx := context.Background()
+	if old == nil {
+		if err := e.dropEndpoint(ctx, ep); err != nil {
+			e.Log.Error("undo of an attach", "endpoint", ep.Key(), "err", err)
+		}
+		return
+	}
+	e.mu.Lock()
+	c := state.Change{PutEndpoints: []api.Endpoint{*old}}
+	_, err := e.Store.Commit(&c)
+	if err == nil {
+		e.unindex(ep)
+		e.index(*old)
+		if n, ok := e.Store.Network(ep.Network); ok {
+			e.release(n, ep, old)
+		}
+	}
+	e.mu.Unlock()
+	if err == nil {
+		var keys []kernel.Key
+		if keys, err = e.setEndpoint(*old); err == nil {
+			err = e.Loop.Sync(ctx, keys)
+		}
+	}
+	if err != nil {
+		e.Log.Error("undo of a change", "endpoint", ep.Key(), "err", err)
+	}
+}
+
+// DeleteEndpoint detaches. It returns when the kernel holds nothing of it any more; NotFound where there is none.
+func (e *Engine) DeleteEndpoint(ctx context.Context, network, name string, match uint64) error {
+	noun := api.EndpointNoun(network, name)
+	unlock, err := e.busy.lock(ctx, noun)
+	if err != nil {
+		return refused(noun, err)
+	}
+	defer unlock()
+	ep, ok := e.Store.Endpoint(network + "/" + name)
+	if !ok {
+		return api.Errorf(api.NotFound, noun, "does not exist")
+	}
+	if err := checkRevision(noun, match, ok, ep.Revision); err != nil {
+		return err
+	}
+	return e.dropEndpoint(ctx, ep)
+}
+
+// dropEndpoint takes an endpoint out of the store, then out of the kernel, and then gives its addresses back: they are
+// not given out again while the kernel may still use them.
+func (e *Engine) dropEndpoint(ctx context.Context, ep api.Endpoint) error {
+	noun := api.EndpointNoun(ep.Network, ep.Name)
+	e.mu.Lock()
+	_, err := e.Store.Commit(&state.Change{DeleteEndpoints: []string{ep.Key()}})
+	e.mu.Unlock()
+	if err != nil {
+		return refused(noun, err)
+	}
+	e.unannounce(ep)
+	keys := e.Want.Drop(driver.EndpointOwner(ep.Network, ep.Name))
+	err = e.Loop.Sync(ctx, keys)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.unindex(ep)
+	if err != nil {
+		return refused(noun, fmt.Errorf("it is detached, but the kernel is not clean yet; this is tried again: %w", err))
+	}
+	if n, ok := e.Store.Network(ep.Network); ok {
+		e.release(n, ep, nil)
+	}
+	return nil
+}
+
+// watchSandbox detaches the endpoint when the process that it is tied to ends.
+func (e *Engine) watchSandbox(ep api.Endpoint) {
+	if ep.Sandbox.PID == 0 {
+		return
+	}
+	e.Machine.WatchProcess(ep.Sandbox.PID, ep.Sandbox.PIDStart, func() {
+		now, ok := e.Store.Endpoint(ep.Key())
+		if !ok || now.Sandbox.PID != ep.Sandbox.PID || now.Sandbox.PIDStart != ep.Sandbox.PIDStart {
+			return
+		}
+		err := e.DeleteEndpoint(context.Background(), ep.Network, ep.Name, 0)
+		if err != nil && api.CodeOf(err) != api.NotFound {
+			e.Log.Warn("detach after the process ended", "endpoint", ep.Key(), "err", err)
+		}
+	})
+}
+
+// Collect detaches endpoints whose namespace is gone.
+func (e *Engine) Collect(ctx context.Context) error {
+	var errs []error
+	for k, err := range e.Loop.Problems() {
+		if !errors.Is(err, kernel.ErrNamespaceGone) {
+			continue
+		}
+		for _, ep := range e.Store.Endpoints() {
+			if driver.EndpointOwner(ep.Network, ep.Name) == e.Want.OwnerOf(k) && e.Machine.CheckNetns(ep.Sandbox.Netns) != nil {
+				e.Log.Info("the namespace is gone: endpoint is detached", "endpoint", ep.Key())
+				if err := e.DeleteEndpoint(ctx, ep.Network, ep.Name, 0); err != nil && api.CodeOf(err) != api.NotFound {
+					errs = append(errs, err)
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,340 @@
+// Package engine has the verbs: it turns what the doors ask for into state, state into desired kernel objects by the
+// drivers and addons, and waits for the reconciler to have the kernel hold them.
+//
+// It opens nothing itself: store, reconciler, drivers and what lives beside the kernel (name server, loopback proxy)
+// are given to it.
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/addon"
+	"github.com/seine-net/seine/internal/desired"
+	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/ipam/pool"
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/reconcile"
+	"github.com/seine-net/seine/internal/state"
+)
+
+// MachineOwner owns what the machine as a whole needs: the table, forwarding, accepts in other people's chains.
+const MachineOwner = "machine"
+
+// Names is told the names of endpoints; the name server answers from it.
+type Names interface {
+	Set(key string, names []string, network, container string, addrs []netip.Addr)
+	Drop(key string)
+}
+
+// Relays is told which published ports have to be served in user space.
+type Relays interface {
+	Set(key string, relays []Relay) error
+	Drop(key string)
+}
+
+// Relay leads a port of the machine's loopback to an endpoint.
+type Relay struct {
+	Protocol   string
+	Listen, To netip.AddrPort
+}
+
+// Machine is what the engine asks about the machine beyond Facts.
+type Machine interface {
+	// CheckNetns says why a path is not a network namespace that an interface can be put into; nil if it is one.
+	CheckNetns(path string) error
+	// ProcessStart gives the start time of a process (proc_pid_stat(5), field 22), an error if there is none.
+	ProcessStart(pid int) (uint64, error)
+	// WatchProcess calls gone once when the process has ended or is another one than started then; it does not block.
+	WatchProcess(pid int, start uint64, gone func())
+}
+
+// Config is what an Engine is made of. All fields but Names and Relays are required.
+type Config struct {
+	Store   *state.Store
+	Want    *desired.Set
+	Loop    *reconcile.Reconciler
+	Drivers map[string]driver.Driver
+	Addons  map[string]addon.Addon
+	Machine Machine
+	Names   Names
+	Relays  Relays
+	Log     *slog.Logger
+	// DNSPort is the port that the name server listens on, at every address.
+	DNSPort uint16
+	// Pools are the ranges that networks without subnets get theirs from.
+	Pools pool.Subnets
+	// Node is the machine's name, Version the program's, Boot an identity of the machine's present uptime.
+	Node, Version, Boot string
+}
+
+// Engine has the verbs. Its methods may be called from several goroutines.
+type Engine struct {
+	Config
+	since time.Time
+	busy  keyLock // one verb at a time per network and per endpoint
+
+	mu    sync.Mutex // guards what follows and the order of commits
+	facts kernel.Facts
+	pools map[string][]*pool.Pool
+	ports map[portKey][]portUse
+	// sandboxes are the keys of the endpoints with an interface in each namespace.
+	sandboxes map[string][]string
+}
+
+// New makes an Engine from a store; Load makes it work.
+func New(c Config, facts kernel.Facts) *Engine {
+	e := &Engine{Config: c, since: time.Now().UTC(), facts: facts, pools: map[string][]*pool.Pool{}, ports: map[portKey][]portUse{},
+		sandboxes: map[string][]string{}}
+	e.busy.held = map[string]chan struct{}{}
+	return e
+}
+
+// Load takes up what the store holds, has the kernel hold it, and removes what is ours and unwanted. It must have
+// returned before the first verb. What the kernel refuses is in the nouns' status and tried again; it is no error here.
+func (e *Engine) Load(ctx context.Context) error {
+	if err := e.forgetBoot(); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	for _, n := range e.Store.Networks() {
+		e.addPools(n)
+	}
+	for _, ep := range e.Store.Endpoints() {
+		if err := e.adopt(ep); err != nil {
+			e.Log.Error("stored endpoint", "endpoint", ep.Key(), "err", err)
+		}
+	}
+	e.mu.Unlock()
+	if err := e.setMachine(); err != nil {
+		return err
+	}
+	for _, n := range e.Store.Networks() {
+		if _, err := e.setNetwork(n); err != nil {
+			e.Log.Error("stored network", "network", n.Name, "err", err)
+		}
+	}
+	for _, ep := range e.Store.Endpoints() {
+		if _, err := e.setEndpoint(ep); err != nil {
+			e.Log.Error("stored endpoint", "endpoint", ep.Key(), "err", err)
+		}
+	}
+	e.Loop.Loaded()
+	if err := e.Loop.SyncAll(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		e.Log.Warn("not all could be restored", "err", err)
+	}
+	for _, ep := range e.Store.Endpoints() {
+		e.announce(ep)
+		e.watchSandbox(ep)
+	}
+	return nil
+}
+
+// forgetBoot drops the endpoints of an earlier uptime of the machine: their sandboxes can't have survived.
+func (e *Engine) forgetBoot() error {
+	if e.Boot == "" || e.Store.Value("boot") == e.Boot {
+		return nil
+	}
+	if e.Store.Value("boot") != "" {
+		var c state.Change
+		for _, ep := range e.Store.Endpoints() {
+			c.DeleteEndpoints = append(c.DeleteEndpoints, ep.Key())
+		}
+		if len(c.DeleteEndpoints) > 0 {
+			if _, err := e.Store.Commit(&c); err != nil {
+				return err
+			}
+			e.Log.Info("the machine was restarted: endpoints of before are dropped", "count", len(c.DeleteEndpoints))
+		}
+	}
+	return e.Store.SetValue("boot", e.Boot)
+}
+
+// Facts gives what is known about the machine.
+func (e *Engine) Facts() kernel.Facts {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.facts
+}
+
+// SetFacts takes up what changed about the machine and recomputes what hangs on it.
+func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
+	e.mu.Lock()
+	old := e.facts
+	e.facts = f
+	e.mu.Unlock()
+	err := e.setMachine()
+	if old.BridgeFilter4 != f.BridgeFilter4 || old.BridgeFilter6 != f.BridgeFilter6 {
+		for _, ep := range e.Store.Endpoints() {
+			if len(ep.Ports) > 0 {
+				_, e2 := e.setEndpoint(ep)
+				err = errors.Join(err, e2)
+				e.announce(ep)
+			}
+		}
+		e.Loop.Touch(e.Want.Keys("")...)
+	}
+	return err
+}
+
+// setMachine computes what the machine as a whole needs and hands it to the reconciler without waiting. Nothing is
+// needed while there is no network with subnets.
+func (e *Engine) setMachine() error {
+	f := e.Facts()
+	var out []kernel.Object
+	var names []string
+	for _, n := range e.Store.Networks() {
+		if len(n.Subnets) > 0 {
+			names = append(names, driver.HostInterface(n, api.Endpoint{}))
+		}
+	}
+	if len(names) > 0 {
+		var err error
+		if out, err = e.machineObjects(f, names); err != nil {
+			return err
+		}
+	}
+	keys, err := e.Want.Set(MachineOwner, out...)
+	if err != nil {
+		return err
+	}
+	if len(keys) > 0 {
+		e.Loop.Touch(keys...)
+	}
+	return nil
+}
+
+// setNetwork computes a network's objects and hands them to the desired set.
+func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
+	d := e.Drivers[n.Driver]
+	if d == nil {
+		return nil, fmt.Errorf("driver %q is not known", n.Driver)
+	}
+	objects, err := d.Network(n, e.Facts())
+	if err != nil {
+		return nil, err
+	}
+	return e.Want.Set(driver.NetworkOwner(n.Name), objects...)
+}
+
+// setEndpoint computes an endpoint's objects and hands them to the desired set.
+func (e *Engine) setEndpoint(ep api.Endpoint) ([]kernel.Key, error) {
+	objects, err := e.endpointObjects(ep)
+	if err != nil {
+		return nil, err
+	}
+	return e.Want.Set(driver.EndpointOwner(ep.Network, ep.Name), objects...)
+}
+
+func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
+	n, ok := e.Store.Network(ep.Network)
+	if !ok {
+		return nil, fmt.Errorf("network %q is not known", ep.Network)
+	}
+	d := e.Drivers[n.Driver]
+	if d == nil {
+		return nil, fmt.Errorf("driver %q is not known", n.Driver)
+	}
+	f := e.Facts()
+	objects, err := d.Objects(n, ep, f)
+	if err != nil {
+		return nil, err
+	}
+	at := addon.Place{Owner: driver.EndpointOwner(ep.Network, ep.Name), HostInterface: driver.HostInterface(n, ep)}
+	for _, name := range slices.Sorted(mapKeys(e.Addons)) {
+		more, err := e.Addons[name].Objects(n, ep, at, f)
+		if err != nil {
+			return nil, fmt.Errorf("addon %s: %w", name, err)
+		}
+		objects = append(objects, more...)
+	}
+	return objects, nil
+}
+
+func mapKeys[V any](m map[string]V) func(func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// keyLock lets one holder at a time have each key, without keeping keys that nobody holds.
+type keyLock struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+// lock waits for the key and returns what gives it back.
+func (l *keyLock) lock(ctx context.Context, key string) (func(), error) {
+	for {
+		l.mu.Lock()
+		ch, taken := l.held[key]
+		if !taken {
+			mine := make(chan struct{})
+			l.held[key] = mine
+			l.mu.Unlock()
+			return func() {
+				l.mu.Lock()
+				delete(l.held, key)
+				l.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		l.mu.Unlock()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// checkRevision compares a caller's If-Match with the noun as it is stored.
+func checkRevision(noun string, match uint64, exists bool, revision uint64) error {
+	switch {
+	case match == 0:
+		return nil
+	case match == api.CreateOnly:
+		if exists {
+			return api.Errorf(api.Conflict, noun, "exists already")
+		}
+		return nil
+	case !exists:
+		return api.Errorf(api.NotFound, noun, "does not exist")
+	case match != revision:
+		return api.Errorf(api.Stale, noun, "is at revision %d, not %d: somebody changed it meanwhile", revision, match)
+	}
+	return nil
+}
+
+// refused turns what the kernel or the desired set said into an error of the API.
+func refused(noun string, err error) error {
+	var known *api.Error
+	code := api.Internal
+	switch {
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, kernel.ErrInUse), errors.Is(err, kernel.ErrExists), errors.Is(err, desired.ErrConflict):
+		code = api.Conflict
+	case errors.Is(err, kernel.ErrNamespaceGone):
+		code = api.Conflict
+	case errors.Is(err, kernel.ErrUnsupported):
+		code = api.Unsupported
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		code = api.Unavailable
+	}
+	return api.Errorf(code, noun, "%w", err)
+}

@@ -1,0 +1,95 @@
+package engine
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/ruleset"
+)
+
+// machineObjects gives the table, forwarding, and accepts in the chains of others that would drop what they don't know.
+// hosts are the names of the machine's interfaces of networks.
+func (e *Engine) machineObjects(f kernel.Facts, hosts []string) ([]kernel.Object, error) {
+	out := []kernel.Object{ruleset.Table(e.DNSPort)}
+	sysctl := func(name, value, now string) error {
+		before, err := e.baseline(name, now)
+		if err != nil {
+			return err
+		}
+		out = append(out, &kernel.Sysctl{Name: name, Value: value, Before: before})
+		return nil
+	}
+	// A machine that forwards stops to listen to router advertisements, and would lose its own default route with the
+	// next lifetime, unless it is told to go on (accept_ra 2).
+	for _, l := range f.Links {
+		name := "net/ipv6/conf/" + l.Name + "/accept_ra"
+		uplink := l.AcceptRA == 1 && l.Name == f.Default6 || l.AcceptRA == 2 && e.Store.Value("before/"+name) != ""
+		if uplink && !f.NoIPv6 {
+			if err := sysctl(name, "2", "1"); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := sysctl("net/ipv4/ip_forward", "1", digit(f.Forward4)); err != nil {
+		return nil, err
+	}
+	if !f.NoIPv6 {
+		if err := sysctl("net/ipv6/conf/all/forwarding", "1", digit(f.Forward6)); err != nil {
+			return nil, err
+		}
+	}
+	for _, c := range f.Chains {
+		out = append(out, e.accepts(c, patterns(hosts))...)
+	}
+	return out, nil
+}
+
+func digit(b bool) string {
+	if b {
+		return "1"
+	}
+	return "0"
+}
+
+// baseline gives the value that a sysctl had before it was first changed, and keeps it for a reset.
+func (e *Engine) baseline(name, now string) (string, error) {
+	if v := e.Store.Value("before/" + name); v != "" {
+		return v, nil
+	}
+	return now, e.Store.SetValue("before/"+name, now)
+}
+
+// patterns gives the interface name patterns that cover all hosts: one wildcard for those with our prefix.
+func patterns(hosts []string) []string {
+	out := []string{kernel.HostPrefix + "*"}
+	for _, h := range hosts {
+		if !strings.HasPrefix(h, kernel.HostPrefix) && !slices.Contains(out, h) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// accepts gives the rules that let our packets pass a chain that ends in a drop. Our own chain decides about them.
+func (e *Engine) accepts(c kernel.ForeignChain, ifnames []string) []kernel.Object {
+	var out []kernel.Object
+	add := func(format string, args ...any) {
+		out = append(out, &kernel.Accept{Family: c.Family, Table: c.Table, Chain: c.Chain, Rule: fmt.Sprintf(format, args...)})
+	}
+	for _, name := range ifnames {
+		switch c.Hook {
+		case "forward":
+			add("iifname %q", name)
+			add("oifname %q", name)
+		case "input":
+			add("iifname %q udp dport %d", name, e.DNSPort)
+			add("iifname %q tcp dport %d", name, e.DNSPort)
+			if c.Family != "ip" {
+				add("iifname %q meta l4proto ipv6-icmp", name) // neighbour discovery
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,413 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/ipam/pool"
+	"github.com/seine-net/seine/internal/state"
+)
+
+// Network gives a network with its status; NotFound where there is none.
+func (e *Engine) Network(_ context.Context, name string) (api.Network, error) {
+	n, ok := e.Store.Network(name)
+	if !ok {
+		return n, api.Errorf(api.NotFound, api.NetworkNoun(name), "does not exist")
+	}
+	return e.networkStatus(n, e.Store.CountByNetwork()), nil
+}
+
+// Networks gives all networks with their status, by name.
+func (e *Engine) Networks(context.Context) ([]api.Network, error) {
+	counts := e.Store.CountByNetwork()
+	all := e.Store.Networks()
+	for i := range all {
+		all[i] = e.networkStatus(all[i], counts)
+	}
+	return all, nil
+}
+
+func (e *Engine) networkStatus(n api.Network, counts map[string]int) api.Network {
+	n.Status = &api.NetworkStatus{Endpoints: counts[n.Name]}
+	if err := e.Loop.Cause(e.Want.Keys(driver.NetworkOwner(n.Name))); err != nil {
+		n.Status.Error = err.Error()
+	}
+	return n
+}
+
+// PutNetwork makes a network, or changes what can be changed of one while it is used: icc, masquerade, internal,
+// labels, reserved addresses. What n leaves out keeps its value. The same again changes nothing. match is a revision
+// that the network must have, 0 for any, api.CreateOnly for none. When the kernel refuses, nothing is changed.
+func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (api.Network, error) {
+	noun := api.NetworkNoun(n.Name)
+	if err := n.Validate(); err != nil {
+		return n, err
+	}
+	unlock, err := e.busy.lock(ctx, noun)
+	if err != nil {
+		return n, refused(noun, err)
+	}
+	defer unlock()
+	old, n, changed, err := e.storeNetwork(n, match)
+	if err != nil {
+		return n, err
+	}
+	if !changed {
+		return e.Network(ctx, n.Name)
+	}
+	if err := e.applyNetwork(ctx, n); err != nil {
+		e.undoNetwork(old, n)
+		return n, refused(noun, err)
+	}
+	return e.Network(ctx, n.Name)
+}
+
+// storeNetwork completes and checks a network and commits it; old is nil for a new one.
+func (e *Engine) storeNetwork(n api.Network, match uint64) (old *api.Network, _ api.Network, changed bool, err error) {
+	noun := api.NetworkNoun(n.Name)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	was, exists := e.Store.Network(n.Name)
+	if err := checkRevision(noun, match, exists, was.Revision); err != nil {
+		return nil, n, false, err
+	}
+	n.Status, n.Meta.Revision, n.Created = nil, 0, ""
+	if exists {
+		old = &was
+		n.Created = was.Created
+		if err := e.mergeNetwork(noun, &n, was); err != nil {
+			return old, n, false, err
+		}
+		same := was
+		same.Revision = 0
+		if reflect.DeepEqual(same, n) {
+			return old, was, false, nil
+		}
+	} else if err := e.completeNetwork(noun, &n); err != nil {
+		return nil, n, false, err
+	}
+	c := state.Change{PutNetworks: []api.Network{n}}
+	if _, err := e.Store.Commit(&c); err != nil {
+		return old, n, false, refused(noun, err)
+	}
+	if !exists {
+		e.addPools(c.PutNetworks[0])
+	} else {
+		e.reservePools(c.PutNetworks[0])
+	}
+	return old, c.PutNetworks[0], true, nil
+}
+
+// mergeNetwork fills what n leaves out from the stored network and refuses what can't be changed.
+func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) error {
+	if n.Driver == "" {
+		n.Driver = was.Driver
+	}
+	if n.Family == "" {
+		n.Family = was.Family
+	}
+	if n.MTU == 0 {
+		n.MTU = was.MTU
+	}
+	if n.Interface == "" {
+		n.Interface = was.Interface
+	}
+	if n.ICC == nil {
+		n.ICC = was.ICC
+	}
+	if n.Masquerade == nil {
+		n.Masquerade = was.Masquerade
+	}
+	if n.Options == nil {
+		n.Options = was.Options
+	}
+	if n.Labels == nil {
+		n.Labels = was.Labels
+	}
+	if len(n.Subnets) == 0 {
+		n.Subnets = was.Subnets
+	}
+	for i := range n.Subnets {
+		s := &n.Subnets[i]
+		if !s.Gateway.IsValid() {
+			s.Gateway = api.FirstHost(s.Prefix)
+		}
+	}
+	fixed := []struct {
+		field    string
+		was, now any
+	}{{"driver", was.Driver, n.Driver}, {"family", was.Family, n.Family}, {"mtu", was.MTU, n.MTU},
+		{"interface", was.Interface, n.Interface}, {"options", was.Options, n.Options}, {"subnets", shape(was), shape(*n)}}
+	for _, f := range fixed {
+		if !reflect.DeepEqual(f.was, f.now) {
+			err := api.FieldError(noun, f.field, f.now, "can't be changed", fmt.Sprint(f.was))
+			err.Code = api.Conflict
+			return err
+		}
+	}
+	return e.checkUse(noun, *n)
+}
+
+// shape is the part of a network's subnets that endpoints hang on.
+func shape(n api.Network) []string {
+	var out []string
+	for _, s := range n.Subnets {
+		out = append(out, fmt.Sprintf("%s gateway %s range %s", s.Prefix, s.Gateway, s.Range))
+	}
+	return out
+}
+
+// completeNetwork fills the defaults of a new network and checks it against the others and the machine; e.mu is held.
+func (e *Engine) completeNetwork(noun string, n *api.Network) error {
+	if n.Driver == "" {
+		n.Driver = "bridge"
+	}
+	if err := e.checkUse(noun, *n); err != nil {
+		return err
+	}
+	for _, o := range e.Store.Networks() {
+		if api.Fold(o.Name) == api.Fold(n.Name) {
+			return api.Errorf(api.Conflict, noun, "differs only in case from network %q", o.Name)
+		}
+		if n.Interface != "" && n.Interface == driver.HostInterface(o, api.Endpoint{}) {
+			err := api.FieldError(noun, "interface", n.Interface, fmt.Sprintf("is the interface of network %q", o.Name), "a name that is not in use")
+			err.Code = api.Conflict
+			return err
+		}
+	}
+	if !e.Drivers[n.Driver].Uses().Subnets {
+		n.Family = ""
+		return nil
+	}
+	if n.Family == "" {
+		n.Family = api.Dual
+		if len(n.Subnets) == 1 {
+			n.Family = api.IPv6
+			if n.Subnets[0].Prefix.Addr().Is4() {
+				n.Family = api.IPv4
+			}
+		} else if len(n.Subnets) == 0 && e.facts.NoIPv6 {
+			n.Family = api.IPv4
+		}
+	}
+	if n.MTU == 0 {
+		n.MTU = e.facts.PathMTU()
+	}
+	if n.Subnet6() != nil && n.MTU < 1280 {
+		n.MTU = 1280
+	}
+	n.Subnets = slices.Clone(n.Subnets)
+	for i, s := range n.Subnets {
+		if with, what := e.overlap(s.Prefix); what != "" {
+			err := api.FieldError(noun, fmt.Sprintf("subnets[%d].prefix", i), s.Prefix, fmt.Sprintf("overlaps %s of %s", with, what),
+				"a range that nothing else uses, or none to have one chosen")
+			err.Code = api.Conflict
+			return err
+		}
+	}
+	for _, v4 := range []bool{true, false} {
+		wanted := n.Family == api.Dual || v4 == (n.Family == api.IPv4)
+		if !wanted || v4 && n.Subnet4() != nil || !v4 && n.Subnet6() != nil {
+			continue
+		}
+		p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool { _, what := e.overlap(p); return what == "" })
+		if !ok {
+			return api.Errorf(api.Exhausted, noun, "no range of the default pools is free; name a subnet, or give the daemon more pools")
+		}
+		n.Subnets = append(n.Subnets, api.Subnet{Prefix: p})
+	}
+	for i := range n.Subnets {
+		if s := &n.Subnets[i]; !s.Gateway.IsValid() {
+			s.Gateway = api.FirstHost(s.Prefix)
+		}
+	}
+	return nil
+}
+
+// checkUse refuses what the driver would ignore.
+func (e *Engine) checkUse(noun string, n api.Network) error {
+	d := e.Drivers[n.Driver]
+	if d == nil {
+		return api.FieldError(noun, "driver", n.Driver, "is not known", strings.Join(slices.Sorted(mapKeys(e.Drivers)), ", "))
+	}
+	uses := d.Uses()
+	for k := range n.Options {
+		if _, ok := uses.Options[k]; !ok {
+			want := "no options"
+			if len(uses.Options) > 0 {
+				want = strings.Join(slices.Sorted(maps.Keys(uses.Options)), ", ")
+			}
+			return api.FieldError(noun, "options", k, fmt.Sprintf("is no option of driver %q", n.Driver), want)
+		}
+	}
+	if uses.Subnets {
+		if n.Interface != "" && n.Driver != "bridge" {
+			return api.FieldError(noun, "interface", n.Interface, "has no meaning here", "none: only bridge networks have one interface on the machine")
+		}
+		if n.Internal && n.Masquerade != nil && *n.Masquerade {
+			return api.FieldError(noun, "masquerade", true, "has no meaning on an internal network", "false, or a network that is not internal")
+		}
+		return nil
+	}
+	for field, value := range map[string]any{"subnets": n.Subnets, "mtu": n.MTU, "interface": n.Interface, "internal": n.Internal,
+		"icc": n.ICC, "masquerade": n.Masquerade, "family": n.Family} {
+		if !reflect.ValueOf(value).IsZero() {
+			return api.FieldError(noun, field, fmt.Sprint(value), fmt.Sprintf("has no meaning for driver %q", n.Driver), "none")
+		}
+	}
+	return nil
+}
+
+// overlap says what else uses addresses of p; e.mu is held.
+func (e *Engine) overlap(p netip.Prefix) (netip.Prefix, string) {
+	for _, o := range e.Store.Networks() {
+		for _, s := range o.Subnets {
+			if s.Prefix.Overlaps(p) {
+				return s.Prefix, api.NetworkNoun(o.Name)
+			}
+		}
+	}
+	if r, ok := e.facts.Overlapping(p); ok {
+		return r, "the machine's routes"
+	}
+	return netip.Prefix{}, ""
+}
+
+func (e *Engine) addPools(n api.Network) {
+	pools := make([]*pool.Pool, 0, len(n.Subnets))
+	for _, s := range n.Subnets {
+		pools = append(pools, pool.New(s))
+	}
+	e.pools[n.Name] = pools
+}
+
+// reservePools renews a network's pools after its reserved addresses changed.
+func (e *Engine) reservePools(n api.Network) {
+	e.addPools(n)
+	for _, ep := range e.Store.Endpoints() {
+		if ep.Network != n.Name {
+			continue
+		}
+		for _, a := range ep.Addresses {
+			if p := e.poolFor(n, a); p != nil {
+				_, _ = p.Reserve(a, ep.Key()) // it was reserved in the pool before
+			}
+		}
+	}
+}
+
+// poolFor gives the pool of a network that an address belongs to, by family.
+func (e *Engine) poolFor(n api.Network, a netip.Addr) *pool.Pool {
+	for i, s := range n.Subnets {
+		if s.Prefix.Addr().Is4() == a.Is4() {
+			return e.pools[n.Name][i]
+		}
+	}
+	return nil
+}
+
+// applyNetwork has the kernel hold a network, and what of its endpoints follows from it.
+func (e *Engine) applyNetwork(ctx context.Context, n api.Network) error {
+	if err := e.setMachine(); err != nil {
+		return err
+	}
+	keys, err := e.setNetwork(n)
+	if err != nil {
+		return err
+	}
+	for _, ep := range e.Store.Endpoints() {
+		if ep.Network == n.Name {
+			more, err := e.setEndpoint(ep)
+			if err != nil {
+				return err
+			}
+			keys = append(keys, more...)
+		}
+	}
+	return e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))
+}
+
+// undoNetwork goes back to the network of before, or to none.
+func (e *Engine) undoNetwork(old *api.Network, n api.Network) {
+	ctx := context.Background()
+	if old == nil {
+		if err := e.dropNetwork(ctx, n.Name); err != nil {
+			e.Log.Error("undo of a network", "network", n.Name, "err", err)
+		}
+		return
+	}
+	e.mu.Lock()
+	c := state.Change{PutNetworks: []api.Network{*old}}
+	_, err := e.Store.Commit(&c)
+	e.mu.Unlock()
+	if err == nil {
+		err = e.applyNetwork(ctx, *old)
+	}
+	if err != nil {
+		e.Log.Error("undo of a network", "network", n.Name, "err", err)
+	}
+}
+
+// DeleteNetwork removes a network that has no endpoints.
+func (e *Engine) DeleteNetwork(ctx context.Context, name string, match uint64) error {
+	noun := api.NetworkNoun(name)
+	unlock, err := e.busy.lock(ctx, noun)
+	if err != nil {
+		return refused(noun, err)
+	}
+	defer unlock()
+	n, ok := e.Store.Network(name)
+	if !ok {
+		return api.Errorf(api.NotFound, noun, "does not exist")
+	}
+	if err := checkRevision(noun, match, ok, n.Revision); err != nil {
+		return err
+	}
+	return e.dropNetwork(ctx, name)
+}
+
+// dropNetwork takes a network out of the store, then out of the kernel.
+func (e *Engine) dropNetwork(ctx context.Context, name string) error {
+	noun := api.NetworkNoun(name)
+	e.mu.Lock()
+	var users []string
+	for _, ep := range e.Store.Endpoints() {
+		if ep.Network == name {
+			users = append(users, ep.Name)
+		}
+	}
+	if len(users) > 0 {
+		e.mu.Unlock()
+		return api.Errorf(api.InUse, noun, "has %d endpoints: %s", len(users), short(users))
+	}
+	if _, err := e.Store.Commit(&state.Change{DeleteNetworks: []string{name}}); err != nil {
+		e.mu.Unlock()
+		return refused(noun, err)
+	}
+	delete(e.pools, name)
+	e.mu.Unlock()
+	keys := e.Want.Drop(driver.NetworkOwner(name))
+	if err := e.setMachine(); err != nil {
+		return refused(noun, err)
+	}
+	if err := e.Loop.Sync(ctx, keys); err != nil {
+		return refused(noun, fmt.Errorf("it is removed, but the kernel is not clean yet; this is tried again: %w", err))
+	}
+	return nil
+}
+
+// short lists the first few names.
+func short(names []string) string {
+	const most = 5
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return strings.Join(names[:most], ", ") + ", …"
+}
