@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -42,7 +43,13 @@ type rig struct {
 }
 
 func newRig(t testing.TB) *rig {
-	r := &rig{t: t, kernel: fake.New(), path: filepath.Join(t.TempDir(), "state.db"), procs: &processes{gone: map[int][]func(){}}}
+	// The tests write thousands of transactions: not to a disk, where there is a choice.
+	dir, err := os.MkdirTemp("/dev/shm", "seine-test-")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := &rig{t: t, kernel: fake.New(), path: filepath.Join(dir, "state.db"), procs: &processes{gone: map[int][]func(){}}}
 	r.start()
 	t.Cleanup(func() { r.stop() })
 	return r

@@ -184,7 +184,9 @@ func (r *Reconciler) passes(ctx context.Context, keys []kernel.Key) []failure {
 				again = append(again, c.Key())
 			}
 		}
-		again = append(again, r.hanging(changes)...)
+		if gone := r.hanging(changes); len(gone) > 0 {
+			again, keys = append(again, gone...), append(keys, gone...)
+		}
 		failed = failures(changes, errs)
 		for _, f := range failed {
 			if isFinal(f.err) {
