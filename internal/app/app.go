@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/seine-net/seine/internal/builtin"
+	"github.com/seine-net/seine/internal/cli/sandbox"
 	"github.com/seine-net/seine/internal/desired"
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
@@ -146,7 +147,14 @@ type daemon struct {
 }
 
 func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k *linux.Kernel, facts kernel.Facts) (*daemon, error) {
-	m, err := newMachine(log)
+	// What a `seine run` that was killed left beside the socket.
+	sweep := func() {
+		if err := sandbox.Sweep(filepath.Join(filepath.Dir(o.Socket), "netns")); err != nil {
+			log.Warn("clearing away namespaces of programs that ended", "err", err)
+		}
+	}
+	sweep()
+	m, err := newMachine(log, sweep)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +241,8 @@ func (d *daemon) watchKernel(ctx context.Context) error {
 			if !ok {
 				return errors.New("ended")
 			}
-			if ev.All {
+			d.log.Debug("kernel changed", "keys", ev.Keys, "all", ev.All, "facts", ev.Facts)
+			if ev.All || len(d.wanted(ev.Down)) > 0 {
 				d.loop.Touch()
 			} else if keys := d.wanted(ev.Keys); len(keys) > 0 {
 				d.loop.Touch(keys...)
@@ -269,7 +278,7 @@ func (d *daemon) refreshFacts(ctx context.Context) {
 	if err == nil {
 		err = d.engine.SetFacts(ctx, f)
 	}
-	if err != nil {
+	if err != nil && ctx.Err() == nil {
 		d.log.Warn("reading the machine's state", "err", err)
 	}
 }

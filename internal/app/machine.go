@@ -16,7 +16,9 @@ import (
 // machine answers the engine's questions about namespaces and processes.
 type machine struct {
 	log *slog.Logger
-	own uint64 // inode of the namespace that we work in
+	// ended is called after what was to be done for a process that ended.
+	ended func()
+	own   uint64 // inode of the namespace that we work in
 
 	mu    sync.Mutex
 	procs map[int32]watched // pidfd → what to do when it becomes readable
@@ -29,8 +31,8 @@ type watched struct {
 }
 
 // newMachine opens the epoll set that Run waits on.
-func newMachine(log *slog.Logger) (*machine, error) {
-	m := &machine{log: log, procs: map[int32]watched{}}
+func newMachine(log *slog.Logger, ended func()) (*machine, error) {
+	m := &machine{log: log, ended: ended, procs: map[int32]watched{}}
 	var err error
 	if m.epoll, err = unix.EpollCreate1(unix.EPOLL_CLOEXEC); err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -146,7 +148,7 @@ func (m *machine) Run(ctx context.Context) {
 				continue
 			}
 			if w := m.forget(ev.Fd); w.gone != nil {
-				calls.Go(w.gone)
+				calls.Go(func() { w.gone(); m.ended() })
 			}
 		}
 	}

@@ -3,7 +3,6 @@ package app
 import (
 	"errors"
 	"log/slog"
-	"net/netip"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -27,9 +26,7 @@ func listenDNS(port int, table *dns.Table, _ *state.Store, log *slog.Logger) (*d
 // names is the engine's view of the name server.
 type names struct{ table *dns.Table }
 
-func (n names) Set(key string, names []string, network, container string, addrs []netip.Addr) {
-	n.table.Set(key, dns.Record{Names: names, Network: network, Container: container, Addrs: addrs})
-}
+func (n names) Set(key string, r engine.NameRecord) { n.table.Set(key, dns.Record(r)) }
 
 func (n names) Drop(key string) { n.table.Drop(key) }
 

@@ -112,7 +112,7 @@ func Elements(n api.Network) []kernel.Object {
 }
 
 // Inside gives what every driver with a veth puts into the sandbox, apart from addresses and routes: lo and the
-// interface up, and no router advertisements from neighbours believed (CVE-2020-10749).
+// interface up, and IPv6 usable at once.
 func Inside(n api.Network, e api.Endpoint) []kernel.Object {
 	ns, dev := e.Sandbox.Netns, e.Sandbox.Interface
 	out := []kernel.Object{
@@ -120,9 +120,21 @@ func Inside(n api.Network, e api.Endpoint) []kernel.Object {
 		&kernel.LinkUp{NS: ns, Link: dev},
 	}
 	if n.Subnet6() != nil {
-		out = append(out, &kernel.Sysctl{NS: ns, Name: "net/ipv6/conf/" + dev + "/accept_ra", Value: "0"})
+		out = append(out, IPv6(ns, dev)...)
 	}
 	return out
+}
+
+// IPv6 gives the sysctls of an interface of ours, before it is up. No router advertisement is believed: neighbours
+// could send one (CVE-2020-10749). The link-local address is used without trying whether somebody has it, as the MAC is
+// ours too: while it is tried the kernel sends no neighbour solicitation for packets that it forwards
+// (ndisc_send_ns in net/ipv6/ndisc.c), and IPv6 would not work for a second.
+func IPv6(ns, link string) []kernel.Object {
+	conf := "net/ipv6/conf/" + link + "/"
+	return []kernel.Object{
+		&kernel.Sysctl{NS: ns, Name: conf + "accept_ra", Value: "0"},
+		&kernel.Sysctl{NS: ns, Name: conf + "accept_dad", Value: "0"},
+	}
 }
 
 // DefaultRoutes gives the sandbox its way out by the network's gateways. The metric is the endpoint's index, so that

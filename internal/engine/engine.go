@@ -30,8 +30,20 @@ const MachineOwner = "machine"
 
 // Names is told the names of endpoints; the name server answers from it.
 type Names interface {
-	Set(key string, names []string, network, container string, addrs []netip.Addr)
+	Set(key string, r NameRecord)
 	Drop(key string)
+}
+
+// NameRecord is what an endpoint brings into the name server.
+type NameRecord struct {
+	// Names are the endpoint's own and its aliases, seen in Network.
+	Names   []string
+	Network string
+	Addrs   []netip.Addr
+	// Container ties the endpoints of one sandbox together.
+	Container string
+	// Internal says that nothing is asked for outside on behalf of this endpoint.
+	Internal bool
 }
 
 // Relays is told which published ports have to be served in user space.

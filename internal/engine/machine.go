@@ -12,7 +12,7 @@ import (
 // machineObjects gives the table, forwarding, and accepts in the chains of others that would drop what they don't know.
 // hosts are the names of the machine's interfaces of networks.
 func (e *Engine) machineObjects(f kernel.Facts, hosts []string) ([]kernel.Object, error) {
-	out := []kernel.Object{ruleset.Table(e.DNSPort)}
+	out := []kernel.Object{ruleset.Table(e.DNSPort, f.BridgeFilter6)}
 	sysctl := func(name, value, now string) error {
 		before, err := e.baseline(name, now)
 		if err != nil {

@@ -11,8 +11,9 @@ import (
 // have is logged: the endpoint works without it.
 func (e *Engine) announce(ep api.Endpoint) {
 	if e.Names != nil && len(ep.Addresses) > 0 {
-		names := append([]string{ep.Name}, ep.Aliases...)
-		e.Names.Set(ep.Key(), names, ep.Network, ep.Sandbox.Netns, ep.Addresses)
+		n, _ := e.Store.Network(ep.Network)
+		e.Names.Set(ep.Key(), NameRecord{Names: append([]string{ep.Name}, ep.Aliases...), Network: ep.Network,
+			Container: ep.Sandbox.Netns, Addrs: ep.Addresses, Internal: n.Internal})
 	}
 	if e.Relays == nil {
 		return

@@ -329,6 +329,7 @@ func (e *Engine) applyNetwork(ctx context.Context, n api.Network) error {
 				return err
 			}
 			keys = append(keys, more...)
+			e.announce(ep)
 		}
 	}
 	return e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))

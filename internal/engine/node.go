@@ -117,6 +117,10 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	if len(f.Chains) == 0 {
 		add("ok", "forward-chain", "no chain of others drops forwarded packets", "")
 	}
+	if len(f.LegacyFilter) > 0 {
+		add("problem", "legacy-iptables", "rules of legacy iptables are in force ("+strings.Join(f.LegacyFilter, ", ")+"), whose policy Seine can't see",
+			"if it drops forwarded packets: iptables-legacy -A FORWARD -i sn-+ -j ACCEPT; iptables-legacy -A FORWARD -o sn-+ -j ACCEPT (and ip6tables-legacy)")
+	}
 	before := func(name string) string { return e.Store.Value("before/" + name) }
 	if before("net/ipv4/ip_forward") == "0" || before("net/ipv6/conf/all/forwarding") == "0" {
 		add("note", "forwarding", "the machine did not forward packets", "forwarding was turned on; `seine reset` turns it off again")

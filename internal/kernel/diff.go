@@ -48,26 +48,33 @@ func mustReplace(want, actual Object) bool {
 // first, then the others from the first Kind to the last. Within a kind, a link comes after its master, a route after
 // the routes that its gateway is reached by, and otherwise the key decides, so that the order is always the same.
 func SortChanges(changes []Change) {
-	slices.SortStableFunc(changes, func(a, b Change) int {
-		if (a.Op == Delete) != (b.Op == Delete) {
-			if a.Op == Delete {
+	type item struct {
+		change Change
+		key    Key
+		rank   int
+	}
+	items := make([]item, len(changes))
+	for i, c := range changes {
+		o := subject(c)
+		items[i] = item{c, o.Key(), rank(o)}
+	}
+	slices.SortFunc(items, func(a, b item) int {
+		if (a.change.Op == Delete) != (b.change.Op == Delete) {
+			if a.change.Op == Delete {
 				return -1
 			}
 			return 1
 		}
-		c := order(a, b)
-		if a.Op == Delete {
+		c := cmp.Or(cmp.Compare(a.key.Kind, b.key.Kind), cmp.Compare(a.rank, b.rank), cmp.Compare(a.key.NS, b.key.NS),
+			cmp.Compare(a.key.Name, b.key.Name))
+		if a.change.Op == Delete {
 			return -c
 		}
 		return c
 	})
-}
-
-func order(a, b Change) int {
-	x, y := subject(a), subject(b)
-	kx, ky := x.Key(), y.Key()
-	return cmp.Or(cmp.Compare(kx.Kind, ky.Kind), cmp.Compare(rank(x), rank(y)), cmp.Compare(kx.NS, ky.NS),
-		cmp.Compare(kx.Name, ky.Name))
+	for i := range items {
+		changes[i] = items[i].change
+	}
 }
 
 func subject(c Change) Object {
@@ -86,6 +93,10 @@ func rank(o Object) int {
 		}
 	case *Route:
 		if o.Via.IsValid() {
+			return 1
+		}
+	case *LinkUp:
+		if o.NS == "" {
 			return 1
 		}
 	}

@@ -16,6 +16,9 @@ type Facts struct {
 	Default4, Default6 string
 	// Chains are the base chains of others that would drop forwarded or incoming packets that they don't know.
 	Chains []ForeignChain
+	// LegacyFilter has the families ("ip", "ip6") in which the kernel's older packet filter (iptables-legacy) has its
+	// table "filter" loaded: what its chains do can't be seen nor changed from nftables.
+	LegacyFilter []string
 	// BridgeFilter4 and BridgeFilter6 say that frames bridged between ports pass the IP hooks too
 	// (net.bridge.bridge-nf-call-iptables and -ip6tables).
 	BridgeFilter4, BridgeFilter6 bool

@@ -3,6 +3,7 @@ package kernel
 import (
 	"fmt"
 	"net/netip"
+	"strconv"
 	"strings"
 )
 
@@ -65,6 +66,8 @@ type Route struct {
 	Type string
 	// MTU of the path in bytes; 0 for none.
 	MTU int
+	// AdvMSS is the largest TCP segment to announce, in bytes; 0 leaves it to the kernel.
+	AdvMSS int
 }
 
 // TableOrMain is the table with the default applied.
@@ -77,7 +80,7 @@ func (r *Route) TableOrMain() int {
 
 // Key is table, destination and metric, and for the IPv6 local table the link too (it may hold one entry per link).
 func (r *Route) Key() Key {
-	n := fmt.Sprintf("%d %s metric %d", r.TableOrMain(), r.Dst, r.Metric)
+	n := strconv.Itoa(r.TableOrMain()) + " " + r.Dst.String() + " metric " + strconv.Itoa(r.Metric)
 	if r.Type == "local" {
 		n += " dev " + r.Link
 	}
@@ -88,7 +91,7 @@ func (r *Route) Key() Key {
 func (r *Route) Holds(actual Object) bool {
 	a, ok := actual.(*Route)
 	return ok && a.Via == r.Via && a.Link == r.Link && a.Type == r.Type && (!r.Src.IsValid() || a.Src == r.Src) &&
-		(r.MTU == 0 || r.MTU == a.MTU) && (r.Dst.Addr().Is6() || r.Scope == a.Scope)
+		(r.MTU == 0 || r.MTU == a.MTU) && (r.AdvMSS == 0 || r.AdvMSS == a.AdvMSS) && (r.Dst.Addr().Is6() || r.Scope == a.Scope)
 }
 
 // String implements Object.

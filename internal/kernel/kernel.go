@@ -119,10 +119,15 @@ func (c Change) String() string {
 // Scope says what a listing is about.
 type Scope struct {
 	// Objects are looked up by their keys; what exists of them is listed. They also tell the backend where to look
-	// for what a key alone does not say (the namespace of a veth's peer, the declaration of a set).
+	// for what a key alone does not say (the namespace of a veth's peer, the declaration of a set). An Addr without a
+	// Prefix stands for all addresses of its link.
 	Objects []Object
 	// All also lists everything in the machine's own namespace that is provably ours, wanted or not.
 	All bool
+	// Mark also lists, in the machine's own namespace, every link whose alias begins with it and, in the nftables
+	// tables that are among Objects, every element whose comment begins with it and every TableChain. "" for none. It
+	// is for programs that keep no state and find by it what is theirs.
+	Mark string
 }
 
 // Kernel is the only door to side effects on a kernel.

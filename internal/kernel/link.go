@@ -37,6 +37,8 @@ type Link struct {
 	Peer *Peer
 	// Port holds the flags of a bridge port; nil leaves them alone.
 	Port *Port
+	// Promisc turns promiscuous mode on (ip-link(8)); false leaves it alone.
+	Promisc bool
 }
 
 // Peer is the far end of a veth pair, made in its namespace under its final name. Deleting either end deletes both.
@@ -67,7 +69,8 @@ func (l *Link) Holds(actual Object) bool {
 		l.MAC != "" && l.MAC != a.MAC ||
 		l.Group != 0 && l.Group != a.Group ||
 		l.Alias != "" && l.Alias != a.Alias ||
-		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) {
+		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) ||
+		l.Promisc && !a.Promisc {
 		return false
 	}
 	if l.Peer == nil {
@@ -104,6 +107,9 @@ func (l *Link) String() string {
 	}
 	if l.Port != nil && l.Port.Isolated {
 		b.WriteString(" isolated on")
+	}
+	if l.Promisc {
+		b.WriteString(" promisc on")
 	}
 	word("alias", l.Alias)
 	if l.Peer != nil {

@@ -21,7 +21,7 @@ const (
 	TypeIfname  Type = "ifname"
 	TypeMark    Type = "mark"
 	TypeGroup   Type = "devgroup" // a device group, decimal (meta iifgroup, meta oifgroup)
-	TypeVerdict Type = "verdict" // "accept", "drop", "jump NAME", "goto NAME"
+	TypeVerdict Type = "verdict"  // "accept", "drop", "jump NAME", "goto NAME"
 )
 
 // Set is a named set, or a map where Data is not empty.

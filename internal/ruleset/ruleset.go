@@ -42,6 +42,10 @@ var (
 	// DNS4 and DNS6 hold the addresses at which containers find the name server.
 	DNS4 = &kernel.Set{Name: "dns4", Key: []kernel.Type{kernel.TypeIPv4}}
 	DNS6 = &kernel.Set{Name: "dns6", Key: []kernel.Type{kernel.TypeIPv6}}
+	// Self4 and Self6 hold (a, a) for addresses that are published while bridge netfilter is on: what a container sends
+	// to its own published port then comes back to it by the bridge, with its own address as the source.
+	Self4 = &kernel.Set{Name: "self4", Key: []kernel.Type{kernel.TypeIPv4, kernel.TypeIPv4}}
+	Self6 = &kernel.Set{Name: "self6", Key: []kernel.Type{kernel.TypeIPv6, kernel.TypeIPv6}}
 	// Port4 and Port6 publish on every address of the machine: protocol, port → address, port.
 	Port4 = &kernel.Set{Name: "port4", Key: []kernel.Type{kernel.TypeProto, kernel.TypeService},
 		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
@@ -54,13 +58,18 @@ var (
 		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
 )
 
-// Table is the table, with the port that the name server listens on.
-func Table(dnsPort uint16) *kernel.Table {
+// Table is the table, with the port that the name server listens on. With relay6 connections to [::1] are left to
+// somebody who listens there (internal/loopback).
+func Table(dnsPort uint16, relay6 bool) *kernel.Table {
+	output := []string{"jump publish"}
+	if relay6 {
+		output = []string{"ip6 daddr ::1 return", "jump publish"}
+	}
 	redirect := fmt.Sprintf("redirect to :%d", dnsPort)
 	guard := fmt.Sprintf("meta iifgroup != @nets %%s dport %d drop", dnsPort)
 	return &kernel.Table{
 		Name: Name,
-		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Port4, Port6, AddrPort4, AddrPort6},
+		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
@@ -80,7 +89,7 @@ func Table(dnsPort uint16) *kernel.Table {
 				"ip daddr 127.0.0.0/8 return",
 				"jump publish",
 			}},
-			{Name: "output", Type: "nat", Hook: "output", Priority: -100, Rules: []string{"jump publish"}},
+			{Name: "output", Type: "nat", Hook: "output", Priority: -100, Rules: output},
 			{Name: "input", Type: "filter", Hook: "input", Priority: 0, Rules: []string{
 				fmt.Sprintf("iifname != \"lo\" "+guard, "udp"),
 				fmt.Sprintf("iifname != \"lo\" "+guard, "tcp"),
@@ -96,6 +105,8 @@ func Table(dnsPort uint16) *kernel.Table {
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: 100, Rules: []string{
 				// Back into the network it came from: the reply has to pass here to be translated back.
 				"ct status dnat meta iifgroup . meta oifgroup @same masquerade",
+				"ct status dnat ip saddr . ip daddr @self4 masquerade",
+				"ct status dnat ip6 saddr . ip6 daddr @self6 masquerade",
 				"meta oifgroup @nets ip saddr 127.0.0.0/8 masquerade",
 				"meta oifgroup @nets ip6 saddr ::1 masquerade",
 				"meta oifgroup @nets return",

@@ -5,6 +5,7 @@
 package state
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -201,22 +202,22 @@ func (s *Store) publish(c *Change, rev uint64) {
 	var events []api.Event
 	for _, n := range c.PutNetworks {
 		s.networks[n.Name] = n
-		events = append(events, api.Event{Revision: rev, Type: "put", Kind: "network", Network: &n})
+		events = append(events, api.Event{Revision: rev, Type: api.EventPut, Kind: "network", Network: &n})
 	}
 	for _, e := range c.PutEndpoints {
 		s.endpoints[e.Key()] = e
-		events = append(events, api.Event{Revision: rev, Type: "put", Kind: "endpoint", Endpoint: &e})
+		events = append(events, api.Event{Revision: rev, Type: api.EventPut, Kind: "endpoint", Endpoint: &e})
 	}
 	for _, k := range c.DeleteEndpoints {
 		if e, ok := s.endpoints[k]; ok {
 			delete(s.endpoints, k)
-			events = append(events, api.Event{Revision: rev, Type: "delete", Kind: "endpoint", Endpoint: &e})
+			events = append(events, api.Event{Revision: rev, Type: api.EventDelete, Kind: "endpoint", Endpoint: &e})
 		}
 	}
 	for _, k := range c.DeleteNetworks {
 		if n, ok := s.networks[k]; ok {
 			delete(s.networks, k)
-			events = append(events, api.Event{Revision: rev, Type: "delete", Kind: "network", Network: &n})
+			events = append(events, api.Event{Revision: rev, Type: api.EventDelete, Kind: "network", Network: &n})
 		}
 	}
 	for w := range s.watchers {
@@ -320,17 +321,16 @@ func (s *Store) SetValue(name, value string) error {
 }
 
 // Watch gives all changes after revision since, in order, until ctx ends or the store closes; then the channel is
-// closed. As the store keeps no history, a since other than the present revision starts with the present state as puts.
+// closed. The store keeps no history: with a since other than the present revision the present state comes first, as
+// puts by revision, and before it, where since is not 0, an api.EventReset: what was deleted meanwhile is not told.
 // The receiver may be slow: events wait in memory; of one that is more than maxBehind behind the channel is closed.
 func (s *Store) Watch(ctx context.Context, since uint64) <-chan api.Event {
 	w := &watcher{wake: make(chan struct{}, 1)}
 	s.mu.Lock()
 	if since == 0 || since != s.revision {
-		for _, n := range sorted(s.networks) {
-			w.queue = append(w.queue, api.Event{Revision: n.Revision, Type: "put", Kind: "network", Network: &n})
-		}
-		for _, e := range sorted(s.endpoints) {
-			w.queue = append(w.queue, api.Event{Revision: e.Revision, Type: "put", Kind: "endpoint", Endpoint: &e})
+		w.queue = s.present()
+		if since != 0 {
+			w.queue = append([]api.Event{{Revision: since, Type: api.EventReset}}, w.queue...)
 		}
 	}
 	s.watchers[w] = struct{}{}
@@ -345,6 +345,19 @@ func (s *Store) Watch(ctx context.Context, since uint64) <-chan api.Event {
 		}()
 		w.send(ctx, out)
 	}()
+	return out
+}
+
+// present is the state as puts by revision; s.mu is held.
+func (s *Store) present() []api.Event {
+	var out []api.Event
+	for _, n := range sorted(s.networks) {
+		out = append(out, api.Event{Revision: n.Revision, Type: api.EventPut, Kind: "network", Network: &n})
+	}
+	for _, e := range sorted(s.endpoints) {
+		out = append(out, api.Event{Revision: e.Revision, Type: api.EventPut, Kind: "endpoint", Endpoint: &e})
+	}
+	slices.SortStableFunc(out, func(a, b api.Event) int { return cmp.Compare(a.Revision, b.Revision) })
 	return out
 }
 

@@ -27,14 +27,20 @@ func New() Addon { return Addon{} }
 func (Addon) Objects(_ api.Network, e api.Endpoint, at addon.Place, f kernel.Facts) ([]kernel.Object, error) {
 	var out []kernel.Object
 	var any4, any6 bool
-	for _, p := range e.Ports {
-		for _, to := range e.Addresses {
+	for _, to := range e.Addresses {
+		any := false
+		for _, p := range e.Ports {
 			if !Publishes(p, to) || to.Is6() && f.NoIPv6 {
 				continue
 			}
 			out = append(out, element(p, to, at.Owner), hold(p, to))
-			any4, any6 = any4 || to.Is4(), any6 || to.Is6()
+			any = true
 		}
+		if any && (to.Is4() && f.BridgeFilter4 || to.Is6() && f.BridgeFilter6) {
+			set := ruleset.ByFamily(to, ruleset.Self4, ruleset.Self6)
+			out = append(out, ruleset.Element(set, to.String()+" . "+to.String(), "", at.Owner))
+		}
+		any4, any6 = any4 || any && to.Is4(), any6 || any && to.Is6()
 	}
 	if any4 {
 		out = append(out, &kernel.Sysctl{Name: "net/ipv4/conf/" + at.HostInterface + "/route_localnet", Value: "1", Before: "0"})

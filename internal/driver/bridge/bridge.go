@@ -28,15 +28,18 @@ func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: tr
 // Network implements driver.Driver: the bridge with its addresses, and the network's elements.
 func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
 	br := driver.HostInterface(n, api.Endpoint{})
+	// A bridge without an address of its own takes the lowest of its ports, and changes it as they come and go: the
+	// gateway's entry in every container would go stale.
+	mac := driver.MAC(n.Subnets[0].Gateway)
 	out := []kernel.Object{
-		&kernel.Link{Name: br, Type: kernel.Bridge, MTU: n.MTU, Group: ruleset.Group(n.Name),
+		&kernel.Link{Name: br, Type: kernel.Bridge, MTU: n.MTU, MAC: mac, Group: ruleset.Group(n.Name),
 			Alias: driver.Alias(driver.NetworkOwner(n.Name))},
 		&kernel.LinkUp{Link: br},
 	}
 	if n.Subnet6() != nil {
-		// The machine may turn IPv6 off by default; and it must not take a container for its router.
-		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/disable_ipv6", Value: "0"},
-			&kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/accept_ra", Value: "0"})
+		// The machine may turn IPv6 off by default.
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/disable_ipv6", Value: "0"})
+		out = append(out, driver.IPv6("", br)...)
 	}
 	for _, s := range n.Subnets {
 		out = append(out, &kernel.Addr{Link: br, Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits())})

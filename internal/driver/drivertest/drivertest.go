@@ -111,7 +111,7 @@ func roundTrip(t *testing.T, c Case, network, endpoint []kernel.Object) {
 	ctx := context.Background()
 	k := fake.New()
 	k.AddNamespace(c.Endpoint.Sandbox.Netns)
-	if err := reconcile.Apply(ctx, k, []kernel.Object{ruleset.Table(5380)}, nil); err != nil {
+	if err := reconcile.Apply(ctx, k, []kernel.Object{ruleset.Table(5380, false)}, nil); err != nil {
 		t.Fatal(err)
 	}
 	bare := k.Dump()

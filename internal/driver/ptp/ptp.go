@@ -44,8 +44,8 @@ func (Driver) Objects(n api.Network, e api.Endpoint, _ kernel.Facts) ([]kernel.O
 		&kernel.LinkUp{Link: host},
 	}
 	if n.Subnet6() != nil {
-		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + host + "/disable_ipv6", Value: "0"},
-			&kernel.Sysctl{Name: "net/ipv6/conf/" + host + "/accept_ra", Value: "0"})
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + host + "/disable_ipv6", Value: "0"})
+		out = append(out, driver.IPv6("", host)...)
 	}
 	out = append(out, driver.Inside(n, e)...)
 	for _, s := range n.Subnets {
@@ -59,10 +59,9 @@ func (Driver) Objects(n api.Network, e api.Endpoint, _ kernel.Facts) ([]kernel.O
 			&kernel.Route{Dst: one(a), Link: host, Src: s.Gateway, Scope: kernel.ScopeLink, Metric: metric(a)},
 			&kernel.Addr{NS: ns, Link: dev, Prefix: one(a)},
 			&kernel.Route{NS: ns, Dst: gw, Link: dev, Scope: kernel.ScopeLink, Metric: metric(a) + e.Index},
+			// The network's other containers, whichever interface the default route is on.
+			&kernel.Route{NS: ns, Dst: s.Prefix, Via: s.Gateway, Link: dev, Metric: metric(a) + e.Index},
 		)
-		if n.Internal {
-			out = append(out, &kernel.Route{NS: ns, Dst: s.Prefix, Via: s.Gateway, Link: dev, Metric: metric(a) + e.Index})
-		}
 	}
 	return append(out, driver.DefaultRoutes(n, e)...), nil
 }

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# bench.sh [NAME...]: runs the programs under bench/ (all of them by default) and lets them print their tables. Each is
+# a figure that the README claims. They need root; they look for seine, seined and seine-cni in bin/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+[ "$(id -u)" -eq 0 ] || { echo "bench: needs root: it makes network namespaces" >&2; exit 1; }
+if [ $# -eq 0 ]; then set -- $(cd bench 2>/dev/null && ls -d */ | tr -d /); fi
+[ $# -gt 0 ] || { echo "bench: there is none" >&2; exit 1; }
+export PATH=$PWD/bin:$PATH
+rc=0
+for name; do
+  [ -e "bench/$name/main.go" ] || continue
+  echo "== bench/$name"
+  go build -o "bin/bench-$name" "./bench/$name" && "bin/bench-$name" || { rc=1; echo "bench: $name failed" >&2; }
+done
+exit $rc

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# deps.sh: installs the Debian packages that the tests and benches use, as far as they are missing. It never fails: a
+# test whose tool is not there skips and says so. Without root, or without a mirror, it says loudly what is missing.
+set -uo pipefail
+# Each package with what it is for.
+packages=(
+  gcc          # the race detector links with cgo
+  libc6-dev
+  iproute2     # tests compare the kernel's state before and after in the words of ip, bridge and tc
+  nftables     # the same for nft
+  netbase      # /etc/protocols, or nft prints numbers
+  iptables     # a machine whose FORWARD policy is DROP; the reference CNI plugins of the benches
+  iputils-ping # a second opinion on reachability
+  containernetworking-plugins # what the CNI benches and tests compare with
+)
+command -v dpkg-query >/dev/null || { echo "deps: no Debian packages here; needed: ${packages[*]}" >&2; exit 0; }
+missing=()
+for p in "${packages[@]}"; do
+  [ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] || missing+=("$p")
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+if [ "$(id -u)" -ne 0 ]; then
+  echo "deps: NOT INSTALLED, and this is not root: ${missing[*]}" >&2
+  echo "deps: what needs them will be skipped" >&2
+  exit 0
+fi
+echo "deps: installing ${missing[*]}"
+log=$(mktemp); trap 'rm -f "$log"' EXIT
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" </dev/null >>"$log" 2>&1; }
+# With lists that are there already, nothing has to be fetched but the packages.
+apt install -y --no-install-recommends "${missing[@]}" && exit 0
+apt update; apt install -y --no-install-recommends "${missing[@]}" && exit 0
+for p in "${missing[@]}"; do apt install -y --no-install-recommends "$p" || echo "deps: COULD NOT INSTALL $p" >&2; done
+tail -n 5 "$log" >&2
+exit 0

@@ -1,0 +1,178 @@
+package archtest
+
+import (
+	"slices"
+	"testing"
+)
+
+// row says what a package (or, with "*" for a path segment, each of several) may import from this module. The most
+// exact row counts. A pattern ending in "/..." stands for everything below.
+type row struct {
+	pkg string
+	may []string
+	// pure packages compute: they have no way to the kernel, the network, the clock or chance.
+	pure bool
+	// planned rows are about packages to come; the mark goes when the package comes.
+	planned bool
+	why     string
+}
+
+var (
+	nouns  = []string{"api", "internal/kernel"}
+	layers = []row{
+		// 0: nouns
+		{pkg: "api", why: "users hold it: it must not drag anything along"},
+		{pkg: "internal/kernel", pure: true, why: "the words of all others; values that are compared and ordered"},
+		// 1: mechanisms
+		{pkg: "internal/kernel/fake", may: nouns, why: "a kernel in memory knows what a kernel knows, not who asks"},
+		{pkg: "internal/kernel/kerneltest", may: nouns, why: "one suite for every kernel, so it names none"},
+		{pkg: "internal/kernel/linux", may: nouns, why: "the one door to side effects decides nothing"},
+		{pkg: "internal/desired", may: nouns, why: "a union of sets; it knows no owner's meaning"},
+		{pkg: "internal/reconcile", may: with(nouns, "internal/desired"), why: "it makes the kernel hold what desired says, whatever that is"},
+		{pkg: "internal/state", may: nouns, why: "it keeps nouns and never acts on them"},
+		{pkg: "internal/ruleset", may: nouns, pure: true, why: "the shape of our nftables table, which drivers and addons fill"},
+		// 2: meaning
+		{pkg: "internal/driver", may: with(nouns, "internal/ruleset"), pure: true, why: "what every driver gets and gives"},
+		{pkg: "internal/driver/*", may: with(nouns, "internal/ruleset", "internal/driver"), pure: true, why: "a driver is replaced by deleting its folder: none may need another"},
+		{pkg: "internal/driver/drivertest", may: with(nouns, "internal/ruleset", "internal/driver", "internal/kernel/fake", "internal/reconcile"), why: "what every driver has to pass: its objects are made and removed on the fake kernel"},
+		{pkg: "internal/addon", may: with(nouns, "internal/ruleset"), pure: true, why: "what every addon gets and gives"},
+		{pkg: "internal/addon/*", may: with(nouns, "internal/ruleset", "internal/addon"), pure: true, why: "addons don't know each other or the drivers"},
+		{pkg: "internal/ipam/*", may: nouns, why: "addresses know nothing of interfaces"},
+		{pkg: "internal/dns", may: nouns, why: "names and answers; who is there is told to it"},
+		{pkg: "internal/loopback", may: nouns, why: "it carries bytes for published ports; which ones is told to it"},
+		// 3: verbs
+		{pkg: "internal/engine", may: with(nouns, "internal/desired", "internal/reconcile", "internal/state", "internal/ruleset",
+			"internal/driver", "internal/addon", "internal/ipam/*"), why: "it orders the work and gets drivers, addons and the kernel as arguments"},
+		// 4: doors
+		{pkg: "internal/frontdoor/http", may: nouns[:1], why: "a door translates; it declares the engine it wants"},
+		{pkg: "internal/frontdoor/http/fakeengine", may: []string{"api", "internal/frontdoor/http"}, why: "an engine in memory, for tests of the door, the client and the command line"},
+		{pkg: "internal/frontdoor/cni", may: with(nouns, "internal/ruleset", "internal/desired", "internal/reconcile", "internal/driver",
+			"internal/driver/*", "internal/addon", "internal/addon/*", "internal/ipam/*"), why: "with no daemon it is its own engine, but the kernel comes from the program"},
+		{pkg: "client", may: nouns[:1], why: "users import it: it must not drag anything along"},
+		{pkg: "internal/cli", may: []string{"api", "client", "internal/cli/sandbox"}, why: "the command line has no other way in than every user has"},
+		{pkg: "internal/cli/sandbox", why: "namespaces, mounts and processes for seine run; it knows no network"},
+		// 5: wiring
+		{pkg: "internal/builtin", may: []string{"internal/driver", "internal/driver/*", "internal/addon", "internal/addon/*", "internal/ipam/*"}, why: "the one list of what there is"},
+		{pkg: "internal/app", may: []string{"..."}, why: "it puts the daemon together"},
+		{pkg: "cmd/seine", may: []string{"api", "client", "internal/cli", "internal/cli/sandbox"}, why: "the command line must not grow the daemon's parts"},
+		{pkg: "cmd/seined", may: []string{"internal/app"}, why: "a main is flags and one call"},
+		{pkg: "cmd/seine-cni", may: []string{"api", "client", "internal/frontdoor/cni", "internal/kernel", "internal/kernel/linux"}, why: "it gives the CNI door a kernel; its start-up time is part of every ADD"},
+		// beside the layers
+		{pkg: "internal/testkit", may: with(nouns, "internal/kernel/fake", "internal/kernel/linux"), why: "namespaces that stand for hosts, for tests, benches and demos"},
+		{pkg: "internal/archtest", why: "it reads the code, it does not run it"},
+		{pkg: "hack/...", why: "what make calls must build when nothing else does"},
+		{pkg: "bench/...", may: []string{"..."}, why: "a bench measures whatever there is"},
+		{pkg: "test/...", may: []string{"..."}, why: "a story is about the whole"},
+	}
+	// What tests may import beyond what their package may: the fakes, the suites, the lab, and a real kernel.
+	forTests = []string{"internal/kernel/fake", "internal/kernel/kerneltest", "internal/kernel/linux", "internal/testkit",
+		"internal/driver/drivertest", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
+	// notPure is what a pure package has no use for.
+	notPure = []string{"log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "sync", "syscall", "time"}
+)
+
+// light lists what must stay out of a program with all that it pulls in.
+var light = []struct{ program, out, why string }{
+	{"cmd/seine-cni", "go.etcd.io/bbolt", "it keeps no store of its own"},
+	{"cmd/seine-cni", "github.com/miekg/dns", "names are the daemon's"},
+	{"cmd/seine-cni", "net/http", "its start-up time is part of every ADD, and of every DEL"},
+	{"cmd/seine-cni", "github.com/spf13/cobra", "it has no command line"},
+	{"cmd/seine", "go.etcd.io/bbolt", "only the daemon opens the store"},
+	{"cmd/seine", "github.com/miekg/dns", "names are the daemon's"},
+	{"cmd/seined", "github.com/spf13/cobra", "the daemon's flags are few"},
+}
+
+func with(a []string, b ...string) []string { return slices.Concat(a, b) }
+
+func TestLayers(t *testing.T) {
+	used := map[int]bool{}
+	for _, p := range ours(t) {
+		i := mostExact(p.rel)
+		if i < 0 {
+			t.Errorf("package %q is in no row of layers: say what it may import and why", p.rel)
+			continue
+		}
+		used[i] = true
+		r := layers[i]
+		for _, imp := range p.own(p.Imports) {
+			if !matches(imp, r.may) {
+				t.Errorf("package %q imports %q; it may import %q: %s", p.rel, imp, r.may, r.why)
+			}
+		}
+		for _, imp := range p.own(slices.Concat(p.TestImports, p.XTestImports)) {
+			if imp != p.rel && !matches(imp, r.may) && !matches(imp, forTests) {
+				t.Errorf("a test of package %q imports %q; it may import %q and %q: %s", p.rel, imp, r.may, forTests, r.why)
+			}
+		}
+		for _, imp := range p.Imports {
+			if r.pure && slices.Contains(notPure, imp) {
+				t.Errorf("package %q imports %q but computes only: %s", p.rel, imp, r.why)
+			}
+		}
+	}
+	for i, r := range layers {
+		switch {
+		case !used[i] && !r.planned:
+			t.Errorf("row %q of layers is about no package: remove it", r.pkg)
+		case used[i] && r.planned:
+			t.Errorf("row %q of layers is marked as planned, but the package is there: remove the mark", r.pkg)
+		}
+	}
+}
+
+// mostExact finds the row for a package: the one without patterns, or else the longest pattern.
+func mostExact(pkg string) int {
+	best := -1
+	for i, r := range layers {
+		if r.pkg == pkg {
+			return i
+		}
+		if match(pkg, r.pkg) && (best < 0 || len(r.pkg) > len(layers[best].pkg)) {
+			best = i
+		}
+	}
+	return best
+}
+
+func TestLightPrograms(t *testing.T) {
+	everything := map[string]bool{}
+	deps := map[string][]string{}
+	for _, p := range ours(t) {
+		deps[p.rel] = p.Deps
+		for _, d := range p.Deps {
+			everything[d] = true
+		}
+	}
+	for _, l := range light {
+		if !everything[l.out] {
+			t.Errorf("nothing imports %q any more: remove its rows", l.out)
+		}
+		if _, ok := deps[l.program]; !ok {
+			t.Errorf("there is no program %q any more: remove its rows", l.program)
+		}
+		if slices.Contains(deps[l.program], l.out) {
+			t.Errorf("%s pulls in %q: %s (go mod why, or go list -deps, says by which way)", l.program, l.out, l.why)
+		}
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, tt := range []struct {
+		pkg, pattern string
+		want         bool
+	}{
+		{"api", "api", true},
+		{"api/x", "api", false},
+		{"internal/driver/bridge", "internal/driver/*", true},
+		{"internal/driver", "internal/driver/*", false},
+		{"internal/driver/a/b", "internal/driver/*", false},
+		{"bench/a/b", "bench/...", true},
+		{"bench", "bench/...", true},
+		{"benches", "bench/...", false},
+		{"anything/at/all", "...", true},
+	} {
+		if got := match(tt.pkg, tt.pattern); got != tt.want {
+			t.Errorf("match(%q, %q) is %v, want %v", tt.pkg, tt.pattern, got, tt.want)
+		}
+	}
+}

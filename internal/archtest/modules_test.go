@@ -1,0 +1,67 @@
+package archtest
+
+import (
+	"slices"
+	"testing"
+)
+
+// pin says which folders may import a third-party module. Tests may where inTests says so.
+type pin struct {
+	module  string
+	folders []string
+	inTests bool
+	planned bool
+	why     string
+}
+
+var (
+	lab  = []string{"internal/testkit", "bench/...", "test/..."}
+	pins = []pin{
+		{module: "github.com/vishvananda/netlink", folders: lab, inTests: true, why: "a second opinion on what kernel/linux made, which speaks netlink itself"},
+		{module: "github.com/vishvananda/netns", folders: lab, inTests: true, why: "it comes with netlink"},
+		{module: "github.com/google/nftables", folders: lab, inTests: true, why: "a second opinion on what kernel/linux made, which speaks nfnetlink itself"},
+		{module: "go.etcd.io/bbolt", folders: []string{"internal/state"}, why: "the store can be another file format"},
+		{module: "github.com/miekg/dns", folders: []string{"internal/dns"}, inTests: true, why: "tests ask the name server questions"},
+		{module: "github.com/containernetworking/cni", folders: lab, inTests: true, why: "its libcni plays the runtime; our plugins must not be bound to it"},
+		{module: "github.com/spf13/cobra", folders: []string{"internal/cli"}, why: "the command line can be parsed by something else"},
+		{module: "github.com/spf13/pflag", folders: []string{"internal/cli"}, planned: true, why: "it comes with cobra"},
+		{module: "sigs.k8s.io/yaml", folders: []string{"internal/cli"}, inTests: true, why: "YAML is a form of output, JSON is the truth"},
+		{module: "golang.org/x/sys", folders: with(lab, "internal/kernel/linux", "internal/cli/...", "internal/app", "internal/loopback",
+			"internal/ipam/hostlocal", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
+		{module: "go.uber.org/goleak", inTests: true, why: "it finds goroutines that nobody waited for"},
+	}
+)
+
+func TestModules(t *testing.T) {
+	used := map[string]bool{}
+	modules := moduleOf(t)
+	check := func(p pkg, imports []string, test bool) {
+		for _, imp := range imports {
+			m := modules[imp]
+			if m == "" {
+				continue
+			}
+			i := slices.IndexFunc(pins, func(x pin) bool { return x.module == m })
+			if i < 0 {
+				t.Errorf("package %q imports %q of module %q, which has no row in pins: a new module needs a folder and a reason", p.rel, imp, m)
+				continue
+			}
+			used[m] = true
+			if x := pins[i]; !matches(p.rel, x.folders) && !(test && x.inTests) {
+				t.Errorf("package %q imports %q; only %q may: %s", p.rel, imp, x.folders, x.why)
+			}
+		}
+	}
+	for _, p := range ours(t) {
+		check(p, p.Imports, false)
+		check(p, slices.Concat(p.TestImports, p.XTestImports), true)
+	}
+	for _, x := range pins {
+		switch {
+		case !used[x.module] && !x.planned:
+			t.Errorf("nothing imports module %q: remove its row, and the module", x.module)
+		case used[x.module] && x.planned:
+			t.Errorf("module %q is marked as planned but imported: remove the mark", x.module)
+		}
+	}
+}

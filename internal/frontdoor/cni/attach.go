@@ -1,0 +1,459 @@
+package cni
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/reconcile"
+)
+
+// maker is what tells one plugin that makes an interface from another. attacher has the verbs.
+type maker interface {
+	// needsIPAM says that the plugin can't do without addresses.
+	needsIPAM() bool
+	// masquerades says whether the configuration asks for ipMasq.
+	masquerades() bool
+	// plan says what an attachment wants the kernel to hold, and the result that tells of it. It is pure: seen is what
+	// the kernel holds of the objects of a plan that was made with nothing seen. An error says that what was seen is in
+	// the way.
+	plan(a *attaching, seen *seen) (*plan, error)
+}
+
+// attaching is everything that a plan is made from beside the plugin's own configuration.
+type attaching struct {
+	ident
+	netns string
+	// host is the name of the machine's end.
+	host string
+	// alias marks links and elements as the attachment's; "" where others may have made it.
+	alias string
+	// hostMAC, mac and bridgeMAC are the addresses to make links with.
+	hostMAC, mac, bridgeMAC string
+	// check leaves out what plugins later in the chain, or the container, may change: MTU, hardware addresses, flags.
+	check bool
+	// ips is what the address plugin gave; nil where there is none.
+	ips  *Result
+	dns  DNS
+	ipv6 bool
+}
+
+// plan is what an attachment wants.
+type plan struct {
+	// shared is also others': made where it is missing, never removed with the attachment.
+	shared []kernel.Object
+	// chains are shared chains of the nftables table.
+	chains []kernel.Object
+	// look are further objects that plan has to see; an Addr without Prefix stands for all of its link.
+	look []kernel.Object
+	// replace is somebody else's and makes way.
+	replace []kernel.Object
+	// link is the attachment's interface and own what hangs on it, or is its alone.
+	link   *kernel.Link
+	own    []kernel.Object
+	result *Result
+}
+
+// scope is all that has to be listed before the plan can be carried out.
+func (p *plan) scope() []kernel.Object {
+	out := append(append(append([]kernel.Object(nil), p.shared...), p.chains...), p.look...)
+	return append(out, elements(p.own)...)
+}
+
+func elements(objs []kernel.Object) []kernel.Object {
+	var out []kernel.Object
+	for _, o := range objs {
+		if _, ok := o.(*kernel.Element); ok {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// seen is a listing.
+type seen struct {
+	byKey map[kernel.Key]kernel.Object
+	all   []kernel.Object
+}
+
+func newSeen(objs []kernel.Object) *seen {
+	s := &seen{byKey: make(map[kernel.Key]kernel.Object, len(objs)), all: objs}
+	for _, o := range objs {
+		s.byKey[o.Key()] = o
+	}
+	return s
+}
+
+// link gives a link of the machine's namespace; nil where there is none.
+func (s *seen) link(name string) *kernel.Link {
+	l, _ := s.byKey[(&kernel.Link{Name: name}).Key()].(*kernel.Link)
+	return l
+}
+
+// missing gives those of want that are not held. A sysctl is told what value it had.
+func (s *seen) missing(want []kernel.Object) []kernel.Object {
+	var out []kernel.Object
+	for _, w := range want {
+		have := s.byKey[w.Key()]
+		if have != nil && w.Holds(have) {
+			continue
+		}
+		if c, ok := have.(*kernel.Sysctl); ok {
+			o := *w.(*kernel.Sysctl)
+			o.Before, w = c.Value, &o
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// attacher is a plugin that makes an interface.
+type attacher struct {
+	load func(*request) (maker, error)
+}
+
+func (p attacher) prepare(r *request) (maker, ipam, error) {
+	m, err := p.load(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := ipamOf(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	if i == nil && m.needsIPAM() {
+		return nil, nil, invalid("ipam.type", "", "is missing", "an address plugin such as host-local")
+	}
+	return m, i, nil
+}
+
+func (p attacher) add(ctx context.Context, r *request) (*Result, error) {
+	m, i, err := p.prepare(r)
+	if err != nil {
+		return nil, err
+	}
+	id := r.ident()
+	a := &attaching{ident: id, alias: id.mark(), netns: r.netns, host: id.veth(), dns: r.conf.DNS, ipv6: r.host.IPv6(),
+		mac: r.host.newMAC(0), bridgeMAC: r.host.newMAC(0),
+		// A bridge without an address of its own takes the lowest of its ports': never one of ours.
+		hostMAC: r.host.newMAC(0xfe)}
+	// Before anything is taken: what a failure would give back must not be what an earlier ADD made.
+	was, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: a.host}}})
+	if err != nil {
+		return nil, err
+	}
+	if len(was) > 0 {
+		return nil, errorf(CodeInternal, "container %q is attached to network %q as %q already (link %q)", id.containerID, id.network, id.ifname, a.host)
+	}
+	undo := func(context.Context) error { return nil }
+	if i != nil {
+		if a.ips, undo, err = i.add(ctx); err != nil {
+			return nil, err
+		}
+	}
+	res, err := addLocked(ctx, r, m, a)
+	if err != nil {
+		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
+	}
+	return res, nil
+}
+
+func addLocked(ctx context.Context, r *request, m maker, a *attaching) (*Result, error) {
+	first, err := m.plan(a, newSeen(nil))
+	if err != nil {
+		return nil, err
+	}
+	for _, exclusive := range []bool{false, true} {
+		unlock, err := r.host.Lock(exclusive)
+		if err != nil {
+			return nil, err
+		}
+		p, s, err := replan(ctx, r, m, a, first)
+		if err != nil {
+			unlock()
+			return nil, err
+		}
+		shared := append(s.missing(p.shared), tables(s.missing(p.chains))...)
+		if !exclusive && (len(shared) > 0 || len(p.replace) > 0) {
+			unlock() // what others rely on changes: alone
+			continue
+		}
+		err = p.apply(ctx, r, s, shared)
+		unlock()
+		return p.result, err
+	}
+	panic("unreachable: the exclusive pass returns")
+}
+
+func replan(ctx context.Context, r *request, m maker, a *attaching, first *plan) (*plan, *seen, error) {
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: first.scope()})
+	if err != nil {
+		return nil, nil, err
+	}
+	s := newSeen(objs)
+	p, err := m.plan(a, s)
+	return p, s, err
+}
+
+// apply carries the plan out or leaves the kernel as it was.
+func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.Object) error {
+	if err := p.takeOver(ctx, r, s); err != nil {
+		return err
+	}
+	// The link goes first: the rest is about an interface of that name, whoever's it is.
+	err := reconcile.Apply(ctx, r.kernel, append(shared, p.link), p.replace)
+	made := err == nil
+	if errors.Is(err, kernel.ErrExists) && p.link.Peer != nil {
+		err = fmt.Errorf("can't make interface %q in the container: %w", p.link.Peer.Name, err)
+	}
+	if err == nil {
+		err = reconcile.Apply(ctx, r.kernel, p.own, nil)
+	}
+	if err == nil {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	var back []kernel.Change
+	if made {
+		for _, o := range elements(p.own) {
+			if s.byKey[o.Key()] == nil {
+				back = append(back, kernel.Change{Op: kernel.Delete, Old: o})
+			}
+		}
+	}
+	back = append(back, kernel.Change{Op: kernel.Delete, Old: p.link})
+	for _, o := range shared {
+		if have := s.byKey[o.Key()]; have != nil {
+			if c, ok := o.(*kernel.Sysctl); ok {
+				back = append(back, kernel.Change{Op: kernel.Delete, Old: c}) // puts Before back
+			}
+			continue
+		}
+		back = append(back, kernel.Change{Op: kernel.Delete, Old: o})
+	}
+	for _, o := range p.replace {
+		back = append(back, kernel.Change{Op: kernel.Create, New: o})
+	}
+	return errors.Join(append([]error{err}, applyAll(ctx, r.kernel, back)...)...)
+}
+
+// takeOver removes elements that another attachment left behind under a key that is this one's now, such as that of an
+// address that was given out anew before the DEL of its last holder. Elements of ports are no such: they are taken.
+func (p *plan) takeOver(ctx context.Context, r *request, s *seen) error {
+	var stale []kernel.Change
+	for _, o := range elements(p.own) {
+		have, ok := s.byKey[o.Key()].(*kernel.Element)
+		if !ok || have.Comment == markOf(o) {
+			continue
+		}
+		stale = append(stale, kernel.Change{Op: kernel.Delete, Old: withFlush(have)})
+	}
+	return errors.Join(applyAll(ctx, r.kernel, stale)...)
+}
+
+func applyAll(ctx context.Context, k kernel.Kernel, changes []kernel.Change) []error {
+	if len(changes) == 0 {
+		return nil
+	}
+	kernel.SortChanges(changes)
+	return k.Apply(ctx, changes)
+}
+
+func (p attacher) del(ctx context.Context, r *request) error {
+	// What is wrong with the configuration was wrong at the ADD too, or came later: either way the attachment has to go.
+	m, _ := p.load(r)
+	i, err := ipamOf(r)
+	errs := []error{lenient(err)}
+	if err := delKernel(ctx, r, m, i); err != nil {
+		// The addresses stay taken as long as they may be in use.
+		return errors.Join(append(errs, err)...)
+	}
+	if i != nil {
+		errs = append(errs, i.del(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+func delKernel(ctx context.Context, r *request, m maker, i ipam) error {
+	id := r.ident()
+	scope := kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth(), Type: kernel.Veth}}}
+	if m == nil || m.masquerades() {
+		if err := findMasquerade(ctx, r, &scope); err != nil {
+			return err
+		}
+	}
+	objs, err := r.kernel.List(ctx, scope)
+	if err != nil {
+		return err
+	}
+	var changes []kernel.Change
+	found := false
+	for _, o := range objs {
+		switch o := o.(type) {
+		case *kernel.Link:
+			if o.Name != id.veth() || o.Alias != "" && !id.marked(o.Alias) {
+				continue
+			}
+			found = true
+			changes = append(changes, kernel.Change{Op: kernel.Delete, Old: o})
+		case *kernel.Element:
+			if id.marked(o.Comment) {
+				changes = append(changes, kernel.Change{Op: kernel.Delete, Old: withFlush(o)})
+			}
+		}
+	}
+	if !found && r.netns != "" && madeByOthers(r, i) {
+		changes = append(changes, kernel.Change{Op: kernel.Delete, Old: &kernel.Link{NS: r.netns, Name: r.ifname, Type: kernel.Veth}})
+	}
+	return errors.Join(applyAll(ctx, r.kernel, changes)...)
+}
+
+// findMasquerade adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,
+// or else the container's interface; where neither does, they are found by their mark.
+func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) error {
+	addrs := r.prev.addrs()
+	if len(addrs) == 0 && r.netns != "" {
+		objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Addr{NS: r.netns, Link: r.ifname}}})
+		if err != nil {
+			return err
+		}
+		for _, o := range objs {
+			if a, ok := o.(*kernel.Addr); ok && !a.Prefix.Addr().IsLinkLocalUnicast() {
+				addrs = append(addrs, a.Prefix.Addr())
+			}
+		}
+	}
+	if len(addrs) == 0 {
+		scope.Objects = append(scope.Objects, table())
+		scope.Mark = r.ident().key()
+		return nil
+	}
+	for _, a := range addrs {
+		scope.Objects = append(scope.Objects, masqElement(a, "", ""))
+	}
+	return nil
+}
+
+// madeByOthers reports whether the interface in the container may have been made by another implementation of the
+// plugin: then there is no link of ours, but an ADD that succeeded.
+func madeByOthers(r *request, i ipam) bool {
+	if r.prev != nil {
+		for _, l := range r.prev.Interfaces {
+			if l.Name == r.ifname && l.Sandbox != "" {
+				return true
+			}
+		}
+		return false
+	}
+	if h, ok := i.(*hostLocal); ok {
+		return len(h.held()) > 0
+	}
+	return !atLeast(r.version, "0.4.0") // from there on a successful ADD leaves a prevResult
+}
+
+func (p attacher) check(ctx context.Context, r *request) error {
+	m, i, err := p.prepare(r)
+	if err != nil {
+		return err
+	}
+	if err := r.needPrev(); err != nil {
+		return err
+	}
+	if i != nil {
+		if err := i.check(ctx); err != nil {
+			return err
+		}
+	}
+	a := &attaching{ident: r.ident(), netns: r.netns, check: true, ipv6: r.host.IPv6(), dns: r.conf.DNS}
+	if a.host, err = hostEnd(r); err != nil {
+		return err
+	}
+	if a.host == a.veth() {
+		a.alias = a.mark()
+	}
+	if i != nil {
+		a.ips = &Result{IPs: r.prev.IPs, Routes: r.prev.Routes}
+	}
+	first, err := m.plan(a, newSeen(nil))
+	if err != nil {
+		return err
+	}
+	p2, _, err := replan(ctx, r, m, a, first)
+	if err != nil {
+		return err
+	}
+	want := append([]kernel.Object{p2.link}, p2.shared...)
+	for _, o := range append(p2.own, p2.chains...) {
+		// What the reference plugin made is no element of ours; sysctls are the container's to change.
+		switch o.(type) {
+		case *kernel.Sysctl:
+			continue
+		case *kernel.Element, *kernel.TableChain:
+			if a.alias == "" {
+				continue
+			}
+		}
+		want = append(want, o)
+	}
+	return differs(ctx, r.kernel, want)
+}
+
+// differs gives an error that names what a kernel does not hold.
+func differs(ctx context.Context, k kernel.Kernel, want []kernel.Object) error {
+	changes, err := reconcile.Check(ctx, k, want)
+	var errs []error
+	for _, c := range changes {
+		if c.Op != kernel.Delete { // beside what is wanted there may be more
+			errs = append(errs, fmt.Errorf("differs from what ADD made: %s", c))
+		}
+	}
+	return errors.Join(append([]error{err}, errs...)...)
+}
+
+// hostEnd finds the machine's end of the veth in prevResult: the reference plugins give it any name.
+func hostEnd(r *request) (string, error) {
+	id := r.ident()
+	inside, host := false, ""
+	for _, l := range r.prev.Interfaces {
+		switch {
+		case l.Sandbox != "":
+			inside = inside || l.Name == r.ifname && l.Sandbox == r.netns
+		case l.Name == id.veth():
+			host = l.Name
+		case host == "" && len(l.Name) > len(vethPrefix) && l.Name[:len(vethPrefix)] == vethPrefix:
+			host = l.Name
+		}
+	}
+	if !inside {
+		return "", errorf(CodeConfig, "prevResult: has no interface %q with sandbox %q; want the result of the ADD", r.ifname, r.netns)
+	}
+	if host == "" {
+		host = id.veth()
+	}
+	return host, nil
+}
+
+func (p attacher) gc(ctx context.Context, r *request) error {
+	valid, err := r.valid()
+	if err != nil {
+		return err
+	}
+	i, err := ipamOf(r)
+	if err != nil {
+		return err
+	}
+	errs := []error{collect(ctx, r, valid)}
+	if i != nil {
+		errs = append(errs, i.gc(ctx, valid))
+	}
+	return errors.Join(errs...)
+}
+
+func (p attacher) status(ctx context.Context, r *request) error {
+	_, i, err := p.prepare(r)
+	if err != nil || i == nil {
+		return err
+	}
+	return i.status(ctx)
+}

@@ -1,0 +1,113 @@
+package cni
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+)
+
+// plugin is what a plugin does for each verb. The request's configuration is valid as far as all plugins share it; each
+// verb validates the rest before it changes anything.
+type plugin interface {
+	add(context.Context, *request) (*Result, error)
+	del(context.Context, *request) error
+	check(context.Context, *request) error
+	gc(context.Context, *request) error
+	status(context.Context, *request) error
+}
+
+// plugins are all plugins by the name that a configuration's "type" and the program's file carry. A new one is a file
+// and a line here.
+var plugins = map[string]plugin{
+	"bridge":     attacher{newBridge},
+	"host-local": ipamPlugin{newHostLocalPlugin},
+	"loopback":   loopback{},
+	"portmap":    portmap{},
+	"ptp":        attacher{newPTP},
+	"static":     ipamPlugin{newStatic},
+}
+
+// Names gives the plugins that the program can be called as.
+func Names() []string {
+	return []string{"bridge", "host-local", "loopback", "portmap", "ptp", "static"}
+}
+
+// Main runs the plugin that h's command line names for the verb that its environment names, and gives the exit status.
+func Main(ctx context.Context, h *Host) int {
+	name, p := pick(h.Args)
+	verb := h.Getenv("CNI_COMMAND")
+	if p == nil {
+		if verb == "" {
+			fmt.Fprintf(h.Stderr, "%s: want to be called as one of: %s; or with one of these as first argument\n", name, strings.Join(Names(), ", "))
+			return 1
+		}
+		errorf(CodeInternal, "plugin %q: is not part of this program; want to be called as one of %s", name, strings.Join(Names(), ", ")).print(h.Stdout, newest)
+		return 1
+	}
+	switch verb {
+	case "":
+		// Programs look for the version in this line.
+		fmt.Fprintf(h.Stderr, "CNI %s plugin %s\nCNI protocol versions supported: %s\n", name, release, strings.Join(versions, ", "))
+		return 0
+	case verbVersion:
+		return h.out(json.MarshalIndent(map[string]any{"cniVersion": newest, "supportedVersions": versions}, "", "    "))
+	}
+	version := newest
+	r, err := readRequest(h, verb)
+	if r != nil && r.version != "" {
+		version = r.version
+	}
+	var out []byte
+	if err == nil {
+		r.kernel = h.Kernel()
+		out, err = run(ctx, p, r)
+	}
+	if err != nil {
+		asError(err).print(h.Stdout, version)
+		return 1
+	}
+	return h.out(out, nil)
+}
+
+func (h *Host) out(data []byte, err error) int {
+	if err == nil && len(data) > 0 {
+		_, err = h.Stdout.Write(append(data, '\n'))
+	}
+	if err != nil {
+		fmt.Fprintln(h.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// pick finds the plugin by the name of the program or, for trying things out, by its first argument.
+func pick(args []string) (string, plugin) {
+	if len(args) == 0 {
+		return "", nil
+	}
+	name := filepath.Base(args[0])
+	if p := plugins[name]; p != nil || len(args) < 2 {
+		return name, p
+	}
+	return args[1], plugins[args[1]]
+}
+
+func run(ctx context.Context, p plugin, r *request) ([]byte, error) {
+	switch r.verb {
+	case verbAdd:
+		res, err := p.add(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		return res.encode(r.version)
+	case verbDel:
+		return nil, p.del(ctx, r)
+	case verbCheck:
+		return nil, p.check(ctx, r)
+	case verbGC:
+		return nil, p.gc(ctx, r)
+	}
+	return nil, p.status(ctx, r)
+}

@@ -1,0 +1,130 @@
+package httpdoor
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// SocketMode is what the socket's permissions are: root and its group may speak to the daemon, and whoever may, can do
+// to the machine's network what root can.
+const SocketMode = 0o660
+
+// ErrAnswered says that the socket belongs to a daemon that lives.
+var ErrAnswered = errors.New("another daemon answers there")
+
+// Listen makes a unix socket at path, and the folder it is in. What lies there already is replaced if it is a socket
+// that nobody answers on, which is what a killed daemon leaves; anything else is an error. There is no moment at which
+// the socket can be reached with other permissions than SocketMode, or not at all: it is made under another name, then
+// renamed.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("socket %q: %w", path, err)
+	}
+	// Two daemons that start at once would both find the socket stale; the lock, which the kernel drops with the
+	// process, lets one of them through.
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, fmt.Errorf("socket %q: %w", path, err)
+	}
+	l, err := listenLocked(path)
+	if err != nil {
+		lock.Close()
+		return nil, fmt.Errorf("socket %q: %w", path, err)
+	}
+	return &socket{UnixListener: l, path: path, lock: lock}, nil
+}
+
+func lockFile(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			err = ErrAnswered
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+func listenLocked(path string) (*net.UnixListener, error) {
+	if err := checkStale(path); err != nil {
+		return nil, err
+	}
+	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d", filepath.Base(path), os.Getpid()))
+	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // it would unlink the name that it was made under
+	err = os.Chmod(temp, SocketMode)
+	if err == nil {
+		err = os.Rename(temp, path)
+	}
+	if err != nil {
+		l.Close()
+		os.Remove(temp)
+		return nil, err
+	}
+	return l, nil
+}
+
+// checkStale returns nil where nothing is, or a socket that nobody answers on.
+func checkStale(path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("is there already and is no socket")
+	}
+	c, err := net.DialTimeout("unix", path, time.Second)
+	switch {
+	case err == nil:
+		c.Close()
+		return ErrAnswered
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err // a full backlog, say: somebody may be there
+}
+
+// socket takes the file away when it is closed.
+type socket struct {
+	*net.UnixListener
+	path string
+	lock *os.File
+	once sync.Once
+}
+
+// Addr gives the name that the socket is reached by.
+func (s *socket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix"} }
+
+// Close stops to listen and removes the socket. The lock's file stays: to remove it would let two daemons hold a lock
+// each.
+func (s *socket) Close() error {
+	err := net.ErrClosed
+	s.once.Do(func() {
+		err = os.Remove(s.path)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
+		err = errors.Join(err, s.UnixListener.Close(), s.lock.Close())
+	})
+	return err
+}

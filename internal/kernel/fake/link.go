@@ -1,0 +1,329 @@
+package fake
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+// link is one network interface with all that lives on it and goes with it.
+type link struct {
+	ns, name string
+	typ      kernel.LinkType
+	mtu      int
+	mac      string
+	alias    string
+	master   string
+	port     kernel.Port
+	group    uint32
+	promisc  bool
+	peer     *link // the other end of a veth
+	main     bool  // false for the end that a veth was made with as its peer
+	up       bool
+	asked    struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
+	addrs    []*addr                 // in the order of their making
+	neighs   map[netip.Addr]*neigh
+	fdb      map[kernel.Key]*kernel.FDB
+	qdiscs   map[string]*kernel.Qdisc // by the name in their key
+}
+
+type neigh struct {
+	*kernel.Neigh
+	ours bool
+}
+
+func newLink(ns, name string, typ kernel.LinkType) *link {
+	// The kernel's own choice is random; a test wants the same one each time.
+	sum := sha256.Sum256([]byte(ns + "\x00" + name))
+	sum[0] = sum[0]&^1 | 2
+	return &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, mac: net.HardwareAddr(sum[:6]).String(),
+		neighs: map[netip.Addr]*neigh{}, fdb: map[kernel.Key]*kernel.FDB{}, qdiscs: map[string]*kernel.Qdisc{}}
+}
+
+// ours reports whether the alias proves the link to be ours.
+func (l *link) ours() bool { return strings.HasPrefix(l.alias, kernel.AliasPrefix) }
+
+// foreign reports whether a link that was asked for as ours is somebody else's.
+func (l *link) foreign(wanted *kernel.Link) bool {
+	return strings.HasPrefix(wanted.Alias, kernel.AliasPrefix) && !l.ours()
+}
+
+// object gives the link as a listing does. With bare it leaves out what the kernel chose by itself.
+func (l *link) object(bare bool) *kernel.Link {
+	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
+		Group: l.group, Promisc: l.promisc}
+	if bare && !l.asked.mtu {
+		o.MTU = 0
+	}
+	if bare && !l.asked.mac {
+		o.MAC = ""
+	}
+	if l.master != "" {
+		p := l.port
+		o.Port = &p
+	}
+	if l.peer != nil {
+		p := *l.peer
+		p.peer = nil // or it would describe its peer in turn
+		end := p.object(bare)
+		o.Peer = &kernel.Peer{NS: end.NS, Name: end.Name, MTU: end.MTU, MAC: end.MAC, Alias: end.Alias}
+	}
+	return o
+}
+
+func (k *Kernel) putLink(s *space, o *kernel.Link, update bool) error {
+	if err := checkLink(o); err != nil {
+		return err
+	}
+	l := s.links[o.Name]
+	switch {
+	case l == nil && update:
+		return kernel.ErrAbsent
+	case l == nil:
+		return k.createLink(s, o)
+	case l.foreign(o):
+		return fmt.Errorf("a link of another owner has the name: %w", kernel.ErrExists)
+	case o.Holds(l.object(false)):
+		return nil
+	case !update || o.Replace(l.object(false)):
+		return kernel.ErrExists
+	}
+	return k.setLink(s, l, o)
+}
+
+func (k *Kernel) createLink(s *space, o *kernel.Link) error {
+	l := newLink(o.NS, o.Name, o.Type)
+	if o.Type == kernel.Veth {
+		if o.Peer == nil {
+			return errors.New("a veth is made with its peer")
+		}
+		ps := k.spaces[o.Peer.NS]
+		if ps == nil {
+			return fmt.Errorf("peer %q: %w", o.Peer.Name, kernel.ErrNamespaceGone)
+		}
+		if ps.links[o.Peer.Name] != nil || o.Peer.NS == o.NS && o.Peer.Name == o.Name {
+			return fmt.Errorf("peer %q: %w", o.Peer.Name, kernel.ErrExists)
+		}
+		l.peer = newLink(o.Peer.NS, o.Peer.Name, kernel.Veth)
+		l.peer.peer, l.peer.main = l, false
+	}
+	if err := k.setLink(s, l, o); err != nil {
+		return err
+	}
+	for _, l := range []*link{l, l.peer} {
+		if l != nil {
+			k.spaces[l.ns].links[l.name] = l
+			k.spaces[l.ns].inherit(l.name)
+		}
+	}
+	return nil
+}
+
+// setLink gives l what o asks for: all of it, or nothing where it gives an error.
+func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
+	if m := s.links[o.Master]; o.Master != "" {
+		switch {
+		case m == nil:
+			return fmt.Errorf("master %q: %w", o.Master, kernel.ErrAbsent)
+		case m.typ != kernel.Bridge:
+			return fmt.Errorf("master %q is no bridge", o.Master)
+		case o.Type == kernel.Bridge || o.Type == kernel.Loopback:
+			return fmt.Errorf("a link of type %s can't be a port", o.Type)
+		}
+	} else if o.Port != nil {
+		return errors.New("port flags without a master")
+	}
+	if l.master != o.Master {
+		l.leaveMaster()
+	}
+	l.master = o.Master
+	if o.Port != nil {
+		l.port = *o.Port
+	}
+	if o.Alias != "" {
+		l.alias = o.Alias
+	}
+	if o.Group != 0 {
+		l.group = o.Group
+	}
+	l.promisc = l.promisc || o.Promisc
+	l.setBasics(o.MTU, o.MAC)
+	if o.Peer != nil && l.peer != nil {
+		if o.Peer.Alias != "" {
+			l.peer.alias = o.Peer.Alias
+		}
+		l.peer.setBasics(o.Peer.MTU, o.Peer.MAC)
+	}
+	return nil
+}
+
+func (l *link) setBasics(mtu int, mac string) {
+	if mtu != 0 {
+		l.mtu, l.asked.mtu = mtu, true
+	}
+	if mac != "" {
+		l.mac, l.asked.mac = mac, true
+	}
+}
+
+// leaveMaster takes a port out of its bridge: its flags and forwarding entries are the bridge's.
+func (l *link) leaveMaster() {
+	l.master, l.port = "", kernel.Port{}
+	clear(l.fdb)
+}
+
+func checkLink(o *kernel.Link) error {
+	switch o.Type {
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.Loopback:
+	default:
+		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
+	}
+	if o.Type != kernel.Veth && o.Peer != nil {
+		return errors.New("only a veth has a peer")
+	}
+	if (o.Type == kernel.Loopback) != (o.Name == "lo") {
+		return fmt.Errorf("lo is the one link of type loopback: %w", kernel.ErrUnsupported)
+	}
+	if err := checkBasics(o.Name, o.MTU, o.MAC, o.Alias); err != nil {
+		return err
+	}
+	if o.Peer != nil {
+		return checkBasics(o.Peer.Name, o.Peer.MTU, o.Peer.MAC, o.Peer.Alias)
+	}
+	return nil
+}
+
+func checkBasics(name string, mtu int, mac, alias string) error {
+	if name == "" || len(name) > 15 || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r\x00%") {
+		return fmt.Errorf("name %q is no interface name", name)
+	}
+	if mtu != 0 && (mtu < 68 || mtu > 65535) {
+		return fmt.Errorf("link %q: mtu %d is out of range", name, mtu)
+	}
+	if len(alias) > 255 {
+		return fmt.Errorf("link %q: the alias is longer than 255 bytes", name)
+	}
+	if mac == "" {
+		return nil
+	}
+	return checkMAC(mac)
+}
+
+// checkMAC wants a unicast Ethernet address in the one form that a listing gives: lower case, colons.
+func checkMAC(mac string) error {
+	hw, err := net.ParseMAC(mac)
+	if err != nil || len(hw) != 6 || hw.String() != mac || hw[0]&1 != 0 {
+		return fmt.Errorf("%q is no hardware address", mac)
+	}
+	return nil
+}
+
+func (k *Kernel) deleteLink(s *space, o *kernel.Link, force bool) error {
+	l := s.links[o.Name]
+	if l == nil || l.foreign(o) && !force {
+		return nil
+	}
+	if l.typ != kernel.Loopback {
+		k.removeLink(l)
+	}
+	return nil
+}
+
+// removeLink takes a link out with all that hangs on it, and the other end of a veth likewise.
+func (k *Kernel) removeLink(l *link) {
+	for _, l := range []*link{l, l.peer} {
+		if l == nil {
+			continue
+		}
+		s := k.spaces[l.ns]
+		delete(s.links, l.name)
+		maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
+		maps.DeleteFunc(s.sysctls, func(name, _ string) bool {
+			_, dev, _, ok := splitSysctl(name)
+			return ok && dev == l.name
+		})
+		for _, port := range s.links {
+			if port.master == l.name {
+				port.leaveMaster()
+			}
+		}
+	}
+}
+
+func (k *Kernel) putUp(s *space, o *kernel.LinkUp) error {
+	l := s.links[o.Link]
+	if l == nil {
+		return kernel.ErrAbsent
+	}
+	if l.up {
+		return nil
+	}
+	l.up = true
+	if l.typ == kernel.Loopback {
+		// The kernel gives lo its addresses as it comes up.
+		for _, p := range []string{"127.0.0.1/8", "::1/128"} {
+			p := netip.MustParsePrefix(p)
+			if l.addr(p) == nil && !(p.Addr().Is6() && s.noIPv6(l.name)) {
+				l.addrs = append(l.addrs, &addr{Addr: &kernel.Addr{NS: s.path, Link: "lo", Prefix: p}, maker: itself})
+			}
+		}
+	}
+	return nil
+}
+
+// setDown takes away what Linux takes away: the routes over the link, its neighbours, its IPv6 addresses.
+func (k *Kernel) setDown(l *link) {
+	if !l.up {
+		return
+	}
+	l.up = false
+	s := k.spaces[l.ns]
+	maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
+	clear(l.neighs)
+	if !s.keepsAddrs(l.name) {
+		k.dropIPv6(s, l)
+	}
+}
+
+// dropIPv6 removes all IPv6 addresses of a link.
+func (k *Kernel) dropIPv6(s *space, l *link) {
+	for _, a := range slices.Clone(l.addrs) {
+		if a.Prefix.Addr().Is6() {
+			k.deleteAddr(s, a.Addr)
+		}
+	}
+}
+
+func (k *Kernel) putQdisc(s *space, o *kernel.Qdisc, update bool) error {
+	l := s.links[o.Link]
+	if l == nil {
+		return kernel.ErrAbsent
+	}
+	switch o.Type {
+	case "tbf":
+		if o.Parent != "root" || o.Rate == 0 || o.Burst == 0 || o.Limit == 0 {
+			return errors.New("a tbf is at the root and has a rate, a burst and a limit")
+		}
+	case "clsact", "ingress":
+		if o.Parent != "" || o.Rate != 0 || o.Burst != 0 || o.Limit != 0 {
+			return fmt.Errorf("a qdisc of type %s has a place of its own and no rate", o.Type)
+		}
+	default:
+		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
+	}
+	name := o.Key().Name
+	if old := l.qdiscs[name]; old != nil && !update && !o.Holds(old) {
+		return kernel.ErrExists
+	} else if old == nil && update {
+		return kernel.ErrAbsent
+	}
+	l.qdiscs[name] = o
+	return nil
+}

@@ -1,0 +1,291 @@
+package fake
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+// List implements kernel.Kernel.
+func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.crashed {
+		return nil, ErrCrashed
+	}
+	found := map[kernel.Key]kernel.Object{}
+	ends := map[*link]bool{} // the other ends of veths that were asked for
+	for _, o := range scope.Objects {
+		key := o.Key()
+		s := k.spaces[key.NS]
+		if s == nil {
+			continue
+		}
+		if a := k.lookUp(s, o); a != nil && found[key] == nil {
+			found[key] = a
+		}
+		if a, ok := o.(*kernel.Addr); ok && !a.Prefix.IsValid() && s.links[a.Link] != nil {
+			for _, a := range s.links[a.Link].addrs {
+				found[a.Key()] = a.Addr
+			}
+		}
+		if l, ok := o.(*kernel.Link); ok && s.links[l.Name] != nil {
+			ends[s.links[l.Name].peer] = true
+		}
+	}
+	if scope.Mark != "" {
+		for _, o := range k.marked(scope, ends) {
+			found[o.Key()] = o
+		}
+	}
+	if scope.All {
+		for _, o := range k.ours(ends) {
+			if found[o.Key()] == nil {
+				found[o.Key()] = o
+			}
+		}
+	}
+	return sorted(found), nil
+}
+
+func sorted(m map[kernel.Key]kernel.Object) []kernel.Object {
+	keys := slices.SortedFunc(maps.Keys(m), func(x, y kernel.Key) int {
+		return cmp.Or(cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.NS, y.NS), cmp.Compare(x.Name, y.Name))
+	})
+	all := make([]kernel.Object, len(keys))
+	for i, k := range keys {
+		all[i] = m[k]
+	}
+	return all
+}
+
+// lookUp gives what the kernel holds under the key of o; nil for nothing. What is somebody else's and not just what o
+// asks for is not listed, so that nobody takes it for something to change.
+func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
+	switch o := o.(type) {
+	case *kernel.Link:
+		if l := s.links[o.Name]; l != nil && !l.foreign(o) {
+			return l.listed(o.Peer)
+		}
+	case *kernel.LinkUp:
+		if l := s.links[o.Link]; l != nil && l.up {
+			return &kernel.LinkUp{NS: o.NS, Link: o.Link}
+		}
+	case *kernel.Sysctl:
+		if v := s.sysctl(o.Name); v != "" {
+			return &kernel.Sysctl{NS: o.NS, Name: o.Name, Value: v}
+		}
+	case *kernel.Qdisc:
+		if l := s.links[o.Link]; l != nil && l.qdiscs[o.Key().Name] != nil {
+			return l.qdiscs[o.Key().Name]
+		}
+	case *kernel.Addr:
+		if l := s.links[o.Link]; l != nil {
+			if a := l.addr(o.Prefix); a != nil {
+				return a.Addr
+			}
+		}
+	case *kernel.Route:
+		if r := s.route(o.Key()); r != nil && (r.ours || o.Holds(r.Route)) {
+			return r.Route
+		}
+	case *kernel.Rule:
+		for _, ours := range []bool{true, false} {
+			if r := s.rules[ruleID{o.Key(), ours}]; r != nil {
+				return r
+			}
+		}
+	case *kernel.Neigh:
+		if l := s.links[o.Link]; l != nil && l.neighs[o.Addr] != nil {
+			if n := l.neighs[o.Addr]; n.ours || o.Holds(n.Neigh) {
+				return n.Neigh
+			}
+		}
+	case *kernel.FDB:
+		if l := s.links[o.Link]; l != nil && l.fdb[o.Key()] != nil {
+			return l.fdb[o.Key()]
+		}
+	case *kernel.Hold:
+		if h := k.holds[o.Key()]; h != nil {
+			return h
+		}
+	}
+	return k.lookUpNFT(s, o)
+}
+
+func (k *Kernel) lookUpNFT(s *space, o kernel.Object) kernel.Object {
+	switch o := o.(type) {
+	case *kernel.Table:
+		if t := s.tables[o.Name]; t != nil {
+			return t.listed()
+		}
+	case *kernel.TableChain:
+		if t := s.tables[o.Table]; t != nil && t.chains[o.Chain.Name] != nil {
+			return listedContent(t.chains[o.Chain.Name])
+		}
+	case *kernel.Element:
+		if t := s.tables[o.Table]; t != nil {
+			if e := t.elems[o.Set.Name][o.Item]; e != nil {
+				return listedContent(e)
+			}
+		}
+	case *kernel.Accept:
+		if c := k.others[otherKey(o.Family, o.Table, o.Chain)]; c != nil {
+			for _, r := range c.rules {
+				if r.accept != nil && r.accept.Rule == o.Rule {
+					return r.accept
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// listedContent gives a further chain or an element as the kernel knows it: with hashes for rules, and nothing about
+// what else is to be done when the element goes.
+func listedContent(o kernel.Object) kernel.Object {
+	switch o := o.(type) {
+	case *kernel.TableChain:
+		return &kernel.TableChain{NS: o.NS, Table: o.Table, Chain: hashed(o.Chain)}
+	case *kernel.Element:
+		e := *o
+		e.Flush = nil
+		return &e
+	}
+	return o
+}
+
+// listed gives the link as a listing does: of a veth's other end it knows only what it was asked for, as a kernel tells
+// a number and not where that is.
+func (l *link) listed(asked *kernel.Peer) *kernel.Link {
+	o := l.object(false)
+	if asked == nil || o.Peer != nil && (o.Peer.NS != asked.NS || o.Peer.Name != asked.Name) {
+		o.Peer = nil
+	}
+	return o
+}
+
+// ours gives everything in the machine's own namespace that carries a mark of ours or hangs on what does. Of a veth
+// that was asked for by one end, the other end is not a link of its own.
+func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
+	var all []kernel.Object
+	s := k.spaces[""]
+	for _, l := range s.links {
+		if l.ours() {
+			if !ends[l] {
+				all = append(all, l.listed(nil))
+			}
+			all = append(all, l.hanging(true)...)
+		}
+	}
+	for _, l := range s.links {
+		for _, n := range l.neighs {
+			if n.ours {
+				all = append(all, n.Neigh)
+			}
+		}
+		for _, f := range l.fdb {
+			all = append(all, f)
+		}
+	}
+	for _, r := range s.routes {
+		if r.ours {
+			all = append(all, r.Route)
+		}
+	}
+	for id, r := range s.rules {
+		if id.ours {
+			all = append(all, r)
+		}
+	}
+	for _, t := range s.tables {
+		all = append(all, t.listed())
+		for _, o := range t.content() {
+			all = append(all, listedContent(o))
+		}
+	}
+	return append(all, k.outside()...)
+}
+
+// marked gives the links, elements and chains that Scope.Mark is about.
+func (k *Kernel) marked(scope kernel.Scope, ends map[*link]bool) []kernel.Object {
+	var all []kernel.Object
+	s := k.spaces[""]
+	for _, l := range s.links {
+		if strings.HasPrefix(l.alias, scope.Mark) && !ends[l] {
+			all = append(all, l.listed(nil))
+		}
+	}
+	for _, o := range scope.Objects {
+		w, ok := o.(*kernel.Table)
+		if !ok || s.tables[w.Name] == nil || w.NS != "" {
+			continue
+		}
+		for _, o := range s.tables[w.Name].content() {
+			switch o := o.(type) {
+			case *kernel.Element:
+				if strings.HasPrefix(o.Comment, scope.Mark) {
+					all = append(all, listedContent(o))
+				}
+			case *kernel.TableChain:
+				all = append(all, listedContent(o))
+			}
+		}
+	}
+	return all
+}
+
+// hanging gives what is on a link and can't be without it: its up state, addresses and qdiscs; with ours only the
+// addresses that we made, without only what somebody made.
+func (l *link) hanging(ours bool) []kernel.Object {
+	var all []kernel.Object
+	if l.up {
+		all = append(all, &kernel.LinkUp{NS: l.ns, Link: l.name})
+	}
+	for _, a := range l.addrs {
+		if a.maker == us || !ours && a.maker == others {
+			all = append(all, a.Addr)
+		}
+	}
+	for _, q := range l.qdiscs {
+		all = append(all, q)
+	}
+	return all
+}
+
+// content gives the further chains and the elements of a table, as they were put.
+func (t *table) content() []kernel.Object {
+	var all []kernel.Object
+	for _, c := range t.chains {
+		all = append(all, c)
+	}
+	for _, set := range t.elems {
+		for _, e := range set {
+			all = append(all, e)
+		}
+	}
+	return all
+}
+
+// outside gives what is in no namespace's own: accepts and holds.
+func (k *Kernel) outside() []kernel.Object {
+	var all []kernel.Object
+	for _, c := range k.others {
+		for _, r := range c.rules {
+			if r.accept != nil {
+				all = append(all, r.accept)
+			}
+		}
+	}
+	for _, h := range k.holds {
+		all = append(all, h)
+	}
+	return all
+}

@@ -1,0 +1,128 @@
+package linux
+
+import (
+	"context"
+	"slices"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+// List implements kernel.Kernel.
+func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := k.session()
+	defer s.close()
+	return s.list(scope)
+}
+
+// found collects a listing, each key once.
+type found struct {
+	seen map[kernel.Key]bool
+	objs []kernel.Object
+}
+
+func (f *found) add(o kernel.Object) {
+	if k := o.Key(); !f.seen[k] {
+		f.seen[k] = true
+		f.objs = append(f.objs, o)
+	}
+}
+
+// lister lists what exists of the wanted objects of some kinds in one namespace.
+type lister struct {
+	kinds []kernel.Kind
+	list  func(*session, *space, []kernel.Object, *found) error
+}
+
+var listers = []lister{
+	{[]kernel.Kind{kernel.KindTable, kernel.KindChain}, (*session).listTables},
+	{[]kernel.Kind{kernel.KindAccept}, (*session).listAccepts},
+	{[]kernel.Kind{kernel.KindHold}, (*session).listHolds},
+	{[]kernel.Kind{kernel.KindLink, kernel.KindLinkUp}, (*session).listLinks},
+	{[]kernel.Kind{kernel.KindSysctl}, (*session).listSysctls},
+	{[]kernel.Kind{kernel.KindQdisc}, (*session).listQdiscs},
+	{[]kernel.Kind{kernel.KindAddr}, (*session).listAddrs},
+	{[]kernel.Kind{kernel.KindRule}, (*session).listRules},
+	{[]kernel.Kind{kernel.KindRoute}, (*session).listRoutes},
+	{[]kernel.Kind{kernel.KindNeigh, kernel.KindFDB}, (*session).listNeighs},
+	{[]kernel.Kind{kernel.KindElement}, (*session).listElements},
+}
+
+// place is where an object is looked for.
+type place struct {
+	ns   string
+	kind kernel.Kind
+}
+
+// visits sorts objects by the namespace that has to be entered to look them up. A veth goes with the namespace of its
+// far end, so that each is entered once.
+func visits(objs []kernel.Object) (order []string, by map[string]map[place][]kernel.Object) {
+	by = map[string]map[place][]kernel.Object{}
+	for _, o := range objs {
+		k := o.Key()
+		visit := k.NS
+		if l, ok := o.(*kernel.Link); ok && l.Peer != nil && visit == "" {
+			visit = l.Peer.NS
+		}
+		if by[visit] == nil {
+			by[visit] = map[place][]kernel.Object{}
+			order = append(order, visit)
+		}
+		p := place{k.NS, k.Kind}
+		by[visit][p] = append(by[visit][p], o)
+	}
+	return order, by
+}
+
+func (s *session) list(scope kernel.Scope) ([]kernel.Object, error) {
+	f := &found{seen: map[kernel.Key]bool{}}
+	order, by := visits(scope.Objects)
+	for _, visit := range order {
+		for _, ns := range slices.Compact([]string{"", visit}) {
+			if err := s.listSpace(ns, by[visit], f); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if scope.Mark != "" {
+		if err := s.listMarked(scope, f); err != nil {
+			return nil, err
+		}
+	}
+	if scope.All {
+		if err := s.listAll(scope.Objects, f); err != nil {
+			return nil, err
+		}
+	}
+	return f.objs, nil
+}
+
+// listSpace lists what exists in one namespace; nothing where it is gone.
+func (s *session) listSpace(ns string, by map[place][]kernel.Object, f *found) error {
+	var sp *space
+	for _, l := range listers {
+		var want []kernel.Object
+		for _, kind := range l.kinds {
+			want = append(want, by[place{ns, kind}]...)
+		}
+		if len(want) == 0 {
+			continue
+		}
+		var err error
+		if sp == nil {
+			if sp, err = s.space(ns); gone(err) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			sp.inUse = true
+			defer func() { sp.inUse = false }()
+		}
+		if err := l.list(s, sp, want, f); err != nil && !gone(err) {
+			return err
+		}
+	}
+	return nil
+}

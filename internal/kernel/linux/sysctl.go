@@ -1,0 +1,131 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+// The switches that make the machine a router.
+const forward4, forward6 = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+
+// sysctlPath is the file of a sysctl.
+func sysctlPath(name string) (string, error) {
+	if name == "" || !filepath.IsLocal(name) || filepath.Clean(name) != name {
+		return "", fmt.Errorf("name %q is no path below /proc/sys", name)
+	}
+	return "/proc/sys/" + name, nil
+}
+
+func readSysctl(name string) (string, error) {
+	path, err := sysctlPath(name)
+	if err != nil {
+		return "", err
+	}
+	b, err := os.ReadFile(path)
+	return strings.TrimSpace(string(b)), err
+}
+
+func writeSysctl(name, value string) error {
+	path, err := sysctlPath(name)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value + "\n")
+	return errors.Join(err, f.Close())
+}
+
+// sameValue compares values as the kernel does: it turns blanks between numbers into tabs.
+func sameValue(a, b string) bool {
+	return strings.Join(strings.Fields(a), " ") == strings.Join(strings.Fields(b), " ")
+}
+
+// listSysctls reads the present values. Their Before is empty: it is the Value listed here that a caller has to put
+// into the Before of what it wants.
+func (s *session) listSysctls(sp *space, want []kernel.Object, f *found) error {
+	return sp.do(func() error {
+		for _, o := range want {
+			w := o.(*kernel.Sysctl)
+			v, err := readSysctl(w.Name)
+			if isErrno(err, unix.ENOENT, unix.EACCES, unix.EPERM, unix.EISDIR) { // EACCES: some can only be written
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if sameValue(v, w.Value) {
+				v = w.Value
+			}
+			f.add(&kernel.Sysctl{NS: sp.path, Name: w.Name, Value: v})
+		}
+		return nil
+	})
+}
+
+// applySysctls writes a run of values on a thread in their namespace.
+func (s *session) applySysctls(sp *space, run []kernel.Change, errs []error) {
+	err := sp.do(func() error {
+		for i, c := range run {
+			errs[i] = fail(subject(c), s.applySysctl(sp, c))
+		}
+		return nil
+	})
+	if err == nil {
+		return
+	}
+	for i, c := range run {
+		if errs[i] == nil && (c.Op != kernel.Delete || !gone(err)) {
+			errs[i] = fail(subject(c), err)
+		}
+	}
+}
+
+func (s *session) applySysctl(sp *space, c kernel.Change) error {
+	if c.Op == kernel.Delete {
+		old := c.Old.(*kernel.Sysctl)
+		if old.Before == "" {
+			return nil
+		}
+		err := writeSysctl(old.Name, old.Before)
+		if gone(err) {
+			return nil
+		}
+		s.k.forget(sp, old.Name)
+		return err
+	}
+	want := c.New.(*kernel.Sysctl)
+	s.k.remember(sp, want.Name)
+	return writeSysctl(want.Name, want.Value)
+}
+
+// remember keeps the value that one of the switches that Facts tells about had before our first change.
+func (k *Kernel) remember(sp *space, name string) {
+	if sp.path != "" || name != forward4 && name != forward6 {
+		return
+	}
+	v, err := readSysctl(name)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.before[name]; !ok && err == nil {
+		k.before[name] = v
+	}
+}
+
+func (k *Kernel) forget(sp *space, name string) {
+	if sp.path != "" {
+		return
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.before, name)
+}

@@ -1,0 +1,229 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/seine-net/seine/internal/kernel"
+)
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
+
+var (
+	portMap = &kernel.Set{Name: "port4", Key: []kernel.Type{kernel.TypeProto, kernel.TypeService},
+		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
+	full = &kernel.Link{Name: "sv-a", Type: kernel.Veth, MTU: 1400, MAC: "02:00:00:00:00:01", Alias: "seine:x", Master: "sn-a", Group: 7,
+		Port: &kernel.Port{Hairpin: true, Isolated: true}, Promisc: true,
+		Peer: &kernel.Peer{NS: "/run/netns/a", Name: "eth0", MTU: 1300, MAC: "02:00:00:00:00:02", Alias: "seine:x"}}
+	tbl = &kernel.Table{Name: "seine", Sets: []*kernel.Set{portMap}, Chains: []*kernel.Chain{
+		{Name: "forward", Type: "filter", Hook: "forward", Rules: []string{"drop"}}, {Name: "publish", Rules: []string{"accept", "drop"}}}}
+)
+
+// with gives a changed copy.
+func with[T any](o *T, f func(*T)) *T {
+	c := *o
+	f(&c)
+	return &c
+}
+
+func TestHolds(t *testing.T) {
+	route := &kernel.Route{Dst: prefix("10.9.0.0/24"), Via: addr("10.1.0.1"), Link: "eth0", Src: addr("10.1.0.2"), MTU: 1400, AdvMSS: 1300}
+	route6 := &kernel.Route{Dst: prefix("fd00:9::/64"), Via: addr("fd00::1"), Link: "eth0", Metric: 1024}
+	tbf := &kernel.Qdisc{Link: "a", Type: "tbf", Parent: "root", Rate: 1000, Burst: 100, Limit: 200}
+	elem := &kernel.Element{Table: "seine", Set: portMap, Item: "tcp . 80", Data: "10.1.0.2 . 80", Comment: "a"}
+	tests := []struct {
+		name         string
+		want, actual kernel.Object
+		holds        bool
+	}{
+		{"link, itself", full, full, true},
+		{"link, nothing asked", &kernel.Link{Name: "sv-a", Type: kernel.Veth, Master: "sn-a"}, full, true},
+		{"link, no master asked", &kernel.Link{Name: "sv-a", Type: kernel.Veth}, full, false},
+		{"link, type", &kernel.Link{Name: "sv-a", Type: kernel.Bridge, Master: "sn-a"}, full, false},
+		{"link, mtu", full, with(full, func(l *kernel.Link) { l.MTU = 1500 }), false},
+		{"link, mac", full, with(full, func(l *kernel.Link) { l.MAC = "02:00:00:00:00:09" }), false},
+		{"link, alias", full, with(full, func(l *kernel.Link) { l.Alias = "" }), false},
+		{"link, group", full, with(full, func(l *kernel.Link) { l.Group = 0 }), false},
+		{"link, promisc", full, with(full, func(l *kernel.Link) { l.Promisc = false }), false},
+		{"link, promisc not asked", with(full, func(l *kernel.Link) { l.Promisc = false }), full, true},
+		{"link, port flags", full, with(full, func(l *kernel.Link) { l.Port = &kernel.Port{Hairpin: true} }), false},
+		{"link, no port", full, with(full, func(l *kernel.Link) { l.Port = nil }), false},
+		{"link, peer mtu", full, with(full, func(l *kernel.Link) { l.Peer = with(l.Peer, func(p *kernel.Peer) { p.MTU = 9 }) }), false},
+		{"link, peer mac", full, with(full, func(l *kernel.Link) { l.Peer = with(l.Peer, func(p *kernel.Peer) { p.MAC = "" }) }), false},
+		{"link, peer namespace", full, with(full, func(l *kernel.Link) { l.Peer = with(l.Peer, func(p *kernel.Peer) { p.NS = "" }) }), false},
+		{"link, no peer", full, with(full, func(l *kernel.Link) { l.Peer = nil }), false},
+		{"link, peer not asked", with(full, func(l *kernel.Link) { l.Peer = nil }), full, true},
+		{"link, no link", full, &kernel.LinkUp{Link: "sv-a"}, false},
+		{"up", &kernel.LinkUp{Link: "a", Keep: true}, &kernel.LinkUp{Link: "a"}, true},
+		{"sysctl", &kernel.Sysctl{Name: "a", Value: "1", Before: "0"}, &kernel.Sysctl{Name: "a", Value: "1"}, true},
+		{"sysctl, value", &kernel.Sysctl{Name: "a", Value: "1"}, &kernel.Sysctl{Name: "a", Value: "0"}, false},
+		{"qdisc", tbf, with(tbf, func(*kernel.Qdisc) {}), true},
+		{"qdisc, rate", tbf, with(tbf, func(q *kernel.Qdisc) { q.Rate++ }), false},
+		{"qdisc, burst", tbf, with(tbf, func(q *kernel.Qdisc) { q.Burst++ }), false},
+		{"qdisc, type", &kernel.Qdisc{Link: "a", Type: "clsact"}, &kernel.Qdisc{Link: "a", Type: "ingress"}, false},
+		{"address", &kernel.Addr{Link: "a", Prefix: prefix("10.1.0.1/24"), NoRoute: true}, &kernel.Addr{Link: "a", Prefix: prefix("10.1.0.1/24")}, true},
+		{"route", route, with(route, func(r *kernel.Route) { r.OnLink = true }), true},
+		{"route, gateway", route, with(route, func(r *kernel.Route) { r.Via = netip.Addr{} }), false},
+		{"route, link", route, with(route, func(r *kernel.Route) { r.Link = "eth1" }), false},
+		{"route, source", route, with(route, func(r *kernel.Route) { r.Src = netip.Addr{} }), false},
+		{"route, source not asked", with(route, func(r *kernel.Route) { r.Src = netip.Addr{} }), route, true},
+		{"route, mtu", route, with(route, func(r *kernel.Route) { r.MTU = 0 }), false},
+		{"route, mss", route, with(route, func(r *kernel.Route) { r.AdvMSS = 0 }), false},
+		{"route, type", route, with(route, func(r *kernel.Route) { r.Type = "blackhole" }), false},
+		{"route, scope", route, with(route, func(r *kernel.Route) { r.Scope = kernel.ScopeLink }), false},
+		{"route, IPv6 has no scope", route6, with(route6, func(r *kernel.Route) { r.Scope = kernel.ScopeLink }), true},
+		{"neighbour", &kernel.Neigh{Link: "a", Addr: addr("fd00::1"), MAC: "02:00:00:00:00:01"},
+			&kernel.Neigh{Link: "a", Addr: addr("fd00::1"), MAC: "02:00:00:00:00:02"}, false},
+		{"element, comment", elem, with(elem, func(e *kernel.Element) { e.Comment = "b" }), true},
+		{"element, data", elem, with(elem, func(e *kernel.Element) { e.Data = "10.1.0.3 . 80" }), false},
+	}
+	for _, tt := range tests {
+		if got := tt.want.Holds(tt.actual); got != tt.holds {
+			t.Errorf("%s: holds is %v: %s by %s", tt.name, got, tt.want, tt.actual)
+		}
+	}
+	for _, a := range network() { // nothing is held by another kind
+		for _, b := range network() {
+			if a.Key().Kind != b.Key().Kind && a.Holds(b) {
+				t.Errorf("%s holds %s", a, b)
+			}
+		}
+	}
+}
+
+func TestTableHolds(t *testing.T) {
+	chains := func(f func([]*kernel.Chain) []*kernel.Chain) *kernel.Table {
+		return with(tbl, func(t *kernel.Table) { t.Chains = f(append([]*kernel.Chain(nil), t.Chains...)) })
+	}
+	first := func(f func(*kernel.Chain)) *kernel.Table {
+		return chains(func(c []*kernel.Chain) []*kernel.Chain { c[0] = with(c[0], f); return c })
+	}
+	set := func(f func(*kernel.Set)) *kernel.Table {
+		return with(tbl, func(t *kernel.Table) { t.Sets = []*kernel.Set{with(portMap, f)} })
+	}
+	listed := chains(func(c []*kernel.Chain) []*kernel.Chain {
+		for i := range c {
+			c[i] = with(c[i], func(c *kernel.Chain) {
+				var hashes []string
+				for _, r := range c.Rules {
+					hashes = append(hashes, kernel.RuleHash(r))
+				}
+				c.Rules = hashes
+			})
+		}
+		return append(c, &kernel.Chain{Name: "a chain that is an object of its own"})
+	})
+	for name, actual := range map[string]*kernel.Table{"itself": tbl, "as listed": listed} {
+		if !tbl.Holds(actual) {
+			t.Errorf("the table is not held by %s", name)
+		}
+	}
+	for name, actual := range map[string]*kernel.Table{
+		"another rule":     first(func(c *kernel.Chain) { c.Rules = []string{"accept"} }),
+		"a rule more":      first(func(c *kernel.Chain) { c.Rules = append(c.Rules, "accept") }),
+		"another hook":     first(func(c *kernel.Chain) { c.Hook = "input" }),
+		"another priority": first(func(c *kernel.Chain) { c.Priority = 1 }),
+		"another type":     first(func(c *kernel.Chain) { c.Type = "nat" }),
+		"another order": chains(func(c []*kernel.Chain) []*kernel.Chain {
+			c[1] = with(c[1], func(c *kernel.Chain) { c.Rules = []string{"drop", "accept"} })
+			return c
+		}),
+		"a chain less": chains(func(c []*kernel.Chain) []*kernel.Chain { return c[:1] }),
+		"no set":       with(tbl, func(t *kernel.Table) { t.Sets = nil }),
+		"another set":  set(func(s *kernel.Set) { s.Name = "port5" }),
+		"another key":  set(func(s *kernel.Set) { s.Key = s.Key[:1] }),
+		"other data":   set(func(s *kernel.Set) { s.Data = nil }),
+		"intervals":    set(func(s *kernel.Set) { s.Interval = true }),
+	} {
+		if tbl.Holds(actual) {
+			t.Errorf("the table is held by one with %s", name)
+		}
+	}
+}
+
+func TestRuleHash(t *testing.T) {
+	h := kernel.RuleHash("ip saddr @masq4 masquerade")
+	if !strings.HasPrefix(h, "h:") || len(h) != 18 {
+		t.Errorf("the hash is %q, want h: and 16 digits", h)
+	}
+	if kernel.RuleHash(h) != h {
+		t.Error("the hash of a hash is another one")
+	}
+	if kernel.RuleHash("ip saddr @masq6 masquerade") == h {
+		t.Error("two rules have one hash")
+	}
+}
+
+func TestString(t *testing.T) {
+	for _, tt := range []struct {
+		o           kernel.Object
+		text, key   string
+		ns, hangsOn string
+	}{
+		{full, "link sv-a type veth mtu 1400 address 02:00:00:00:00:01 master sn-a group 7 hairpin on isolated on promisc on alias seine:x" +
+			" peer eth0 mtu 1300 address 02:00:00:00:00:02 netns /run/netns/a", "link sv-a", "", ""},
+		{&kernel.LinkUp{NS: "/a", Link: "eth0"}, "link eth0 up netns /a", "up eth0 @/a", "/a", "eth0"},
+		{&kernel.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"}, "sysctl net/ipv4/ip_forward = 1", "sysctl net/ipv4/ip_forward", "", ""},
+		{&kernel.Sysctl{NS: "/a", Name: "net/ipv6/conf/eth0.1/accept_ra", Value: "0"}, "sysctl net/ipv6/conf/eth0.1/accept_ra = 0 netns /a",
+			"sysctl net/ipv6/conf/eth0.1/accept_ra @/a", "/a", "eth0.1"},
+		{&kernel.Sysctl{Name: "net/ipv4/conf/all/forwarding", Value: "1"}, "sysctl net/ipv4/conf/all/forwarding = 1",
+			"sysctl net/ipv4/conf/all/forwarding", "", ""},
+		{&kernel.Sysctl{Name: "net/ipv6/neigh/a/retrans_time_ms", Value: "1"}, "sysctl net/ipv6/neigh/a/retrans_time_ms = 1",
+			"sysctl net/ipv6/neigh/a/retrans_time_ms", "", "a"},
+		{&kernel.Qdisc{Link: "a", Type: "tbf", Parent: "root", Rate: 125000, Burst: 1500, Limit: 3000},
+			"qdisc dev a root tbf rate 1000000bit burst 1500 limit 3000", "qdisc a root", "", "a"},
+		{&kernel.Addr{Link: "a", Prefix: prefix("fd00::1/64")}, "addr fd00::1/64 dev a", "addr a fd00::1/64", "", "a"},
+		{&kernel.Route{Dst: prefix("0.0.0.0/0"), Via: addr("10.1.0.1"), Link: "a", Metric: 3}, "route default via 10.1.0.1 dev a metric 3",
+			"route 254 0.0.0.0/0 metric 3", "", "a"},
+		{&kernel.Route{NS: "/a", Dst: prefix("::/0"), Via: addr("fe80::1"), Link: "a", Src: addr("fd00::1"), Table: 100, Metric: 1024},
+			"route default (v6) via fe80::1 dev a src fd00::1 table 100 metric 1024 netns /a", "route 100 ::/0 metric 1024 @/a", "/a", "a"},
+		{&kernel.Route{Dst: prefix("10.9.0.0/24"), Type: "blackhole"}, "route blackhole 10.9.0.0/24", "route 254 10.9.0.0/24 metric 0", "", ""},
+		{&kernel.Route{Dst: prefix("fd00::1/128"), Type: "local", Link: "a", Table: kernel.TableLocal},
+			"route local fd00::1/128 dev a table 255", "route 255 fd00::1/128 metric 0 dev a", "", "a"},
+		{&kernel.Rule{Priority: 5, From: prefix("10.1.0.0/24"), To: prefix("10.2.0.0/24"), Mark: 1, Mask: 255, IIF: "a", Table: 100},
+			"rule v4 priority 5 from 10.1.0.0/24 to 10.2.0.0/24 fwmark 0x1/0xff iif a lookup 100",
+			"rule v4 priority 5 from 10.1.0.0/24 to 10.2.0.0/24 fwmark 0x1/0xff iif a lookup 100", "", ""},
+		{&kernel.Rule{NS: "/a", V6: true, Table: 254}, "rule v6 priority 0 lookup 254 netns /a", "rule v6 priority 0 lookup 254 @/a", "", ""},
+		{&kernel.Neigh{Link: "a", Addr: addr("10.1.0.2"), MAC: "02:00:00:00:00:01"}, "neigh 10.1.0.2 lladdr 02:00:00:00:00:01 dev a",
+			"neigh a 10.1.0.2", "", "a"},
+		{&kernel.FDB{Link: "a", MAC: "02:00:00:00:00:01"}, "fdb 02:00:00:00:00:01 dev a dst -", "fdb a 02:00:00:00:00:01 -", "", "a"},
+		{&kernel.FDB{Link: "x", MAC: "00:00:00:00:00:00", Dst: addr("192.0.2.1")}, "fdb 00:00:00:00:00:00 dev x dst 192.0.2.1",
+			"fdb x 00:00:00:00:00:00 192.0.2.1", "", "x"},
+		{&kernel.Hold{Protocol: "tcp", Addr: addr("::"), Port: 80}, "hold tcp [::]:80", "hold tcp [::]:80", "", ""},
+		{tbl, "table inet seine (1 sets, 2 chains)", "table seine", "", ""},
+		{&kernel.TableChain{Table: "seine", Chain: kernel.Chain{Name: "c", Rules: []string{"accept", "drop"}}}, "chain inet seine c { accept; drop }",
+			"chain seine c", "", ""},
+		{&kernel.Element{Table: "seine", Set: portMap, Item: "tcp . 80", Data: "10.1.0.2 . 80"},
+			"element inet seine port4 { tcp . 80 : 10.1.0.2 . 80 }", "element seine port4 tcp . 80", "", ""},
+		{&kernel.Accept{Family: "ip6", Table: "filter", Chain: "FORWARD", Rule: `iifname "sn-*"`}, `rule ip6 filter FORWARD iifname "sn-*" accept`,
+			`accept ip6 filter FORWARD iifname "sn-*"`, "", ""},
+	} {
+		if got := tt.o.String(); got != tt.text {
+			t.Errorf("got  %s\nwant %s", got, tt.text)
+		}
+		if got := tt.o.Key().String(); got != tt.key {
+			t.Errorf("the key of %s is %q, want %q", tt.o, got, tt.key)
+		}
+		if ns, link := kernel.HangsOn(tt.o); ns != tt.ns || link != tt.hangsOn {
+			t.Errorf("%s hangs on %q in %q, want %q in %q", tt.o, link, ns, tt.hangsOn, tt.ns)
+		}
+	}
+}
+
+func TestStays(t *testing.T) {
+	for o, want := range map[kernel.Object]bool{
+		&kernel.LinkUp{Link: "lo", Keep: true}:               true,
+		&kernel.LinkUp{Link: "sn-a"}:                         false,
+		&kernel.Sysctl{Name: "a", Value: "1"}:                true,
+		&kernel.Sysctl{Name: "a", Value: "1", Before: "0"}:   false,
+		&kernel.Addr{Link: "a", Prefix: prefix("::1/128")}:   false,
+		&kernel.Link{Name: "sn-a", Type: kernel.Bridge}:      false,
+		&kernel.Hold{Protocol: "tcp", Addr: addr("0.0.0.0")}: false,
+	} {
+		if got := kernel.Stays(o); got != want {
+			t.Errorf("%s: stays is %v", o, got)
+		}
+	}
+}
