@@ -80,7 +80,9 @@ func parsePool(s string) (pool.Source, error) {
 // (RFC 4193) that is this machine's own.
 func defaultPools(machineID string) pool.Subnets {
 	return pool.Subnets{
-		{Prefix: netip.MustParsePrefix("10.200.0.0/14"), Bits: 24},
+		{Prefix: netip.MustParsePrefix("10.200.0.0/16"), Bits: 22}, // as many addresses as a bridge has ports
+		{Prefix: netip.MustParsePrefix("10.201.0.0/16"), Bits: 24},
+		{Prefix: netip.MustParsePrefix("10.202.0.0/15"), Bits: 24},
 		{Prefix: netip.MustParsePrefix("172.28.0.0/14"), Bits: 24},
 		{Prefix: netip.MustParsePrefix("192.168.192.0/18"), Bits: 24},
 		{Prefix: pool.UniqueLocal(machineID), Bits: 64},
