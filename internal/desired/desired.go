@@ -7,6 +7,7 @@ package desired
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"slices"
 	"sync"
@@ -18,103 +19,158 @@ import (
 var ErrConflict = errors.New("conflicts with what another owner wants")
 
 // Set is the union of what all owners want. Its methods may be called from several goroutines.
+//
+// There are a dozen objects per endpoint, so entries are kept small: keys as hashes of 128 bits, owners as pointers.
 type Set struct {
+	seeds [2]maphash.Seed
+
 	mu     sync.Mutex
-	owners map[string][]kernel.Key
-	table  map[kernel.Key]*entry
+	owners map[string]*owner
+	table  map[id]entry
+	// shared has the owners beyond the first of objects that several want.
+	shared map[id][]*owner
 }
 
-// entry is one object: who wants it in which form, and in which form the kernel is believed to have it.
+// id stands for a kernel.Key.
+type id [2]uint64
+
+// entry is one object: in which form it is wanted, in which the kernel is believed to have it, and for whom.
 type entry struct {
-	want   kernel.Object // nil: nobody wants it (any more)
-	have   kernel.Object // nil: believed absent
-	owners []string
+	want  kernel.Object // nil: nobody wants it (any more)
+	have  kernel.Object // nil: believed absent
+	owner *owner
+}
+
+// key is the entry's key; an entry that says nothing is not kept, so there is one.
+func (e entry) key() kernel.Key {
+	if e.want != nil {
+		return e.want.Key()
+	}
+	return e.have.Key()
+}
+
+type owner struct {
+	name string
+	ids  []id
 }
 
 // New makes an empty Set.
 func New() *Set {
-	return &Set{owners: map[string][]kernel.Key{}, table: map[kernel.Key]*entry{}}
+	return &Set{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}, owners: map[string]*owner{},
+		table: map[id]entry{}, shared: map[id][]*owner{}}
+}
+
+func (s *Set) id(k kernel.Key) id {
+	return id{maphash.Comparable(s.seeds[0], k), maphash.Comparable(s.seeds[1], k)}
 }
 
 // Set says that these are all the objects that owner wants; what it wanted before and does not any more is dropped.
 // It returns the keys whose state may have to change. With ErrConflict nothing was changed.
-func (s *Set) Set(owner string, objects ...kernel.Object) ([]kernel.Key, error) {
+func (s *Set) Set(name string, objects ...kernel.Object) ([]kernel.Key, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	next := make(map[kernel.Key]kernel.Object, len(objects))
+	next := make(map[id]kernel.Object, len(objects))
 	for _, o := range objects {
-		k := o.Key()
+		k := s.id(o.Key())
 		if other, ok := next[k]; ok && !same(o, other) {
-			return nil, fmt.Errorf("%s: wanted twice in different forms by %q", k, owner)
+			return nil, fmt.Errorf("%s: wanted twice in different forms by %q", o.Key(), name)
 		}
 		next[k] = o
-		e := s.table[k]
-		if e == nil || e.want == nil || same(e.want, o) {
-			continue
-		}
-		for _, w := range e.owners {
-			if w != owner {
-				return nil, fmt.Errorf("%s: %w: %q has it as %q", o, ErrConflict, w, e.want)
+		if e := s.table[k]; e.want != nil && !same(e.want, o) {
+			if by := s.otherOwner(k, e, name); by != "" {
+				return nil, fmt.Errorf("%s: %w: %q has it as %q", o, ErrConflict, by, e.want)
 			}
 		}
 	}
-	dirty := s.release(owner, next)
-	keys := make([]kernel.Key, 0, len(next))
+	w := s.owners[name]
+	if w == nil {
+		w = &owner{name: name}
+	}
+	dirty := s.release(w, next)
+	w.ids = make([]id, 0, len(next))
 	for k, o := range next {
-		keys = append(keys, k)
+		w.ids = append(w.ids, k)
 		e := s.table[k]
-		if e == nil {
-			e = &entry{}
-			s.table[k] = e
-		}
 		if e.want == nil || !same(e.want, o) {
 			e.want = o
 		}
-		if !slices.Contains(e.owners, owner) {
-			e.owners = append(e.owners, owner)
+		switch {
+		case e.owner == nil:
+			e.owner = w
+		case e.owner != w && !slices.Contains(s.shared[k], w):
+			s.shared[k] = append(s.shared[k], w)
 		}
+		s.table[k] = e
 		if e.have == nil || !e.want.Holds(e.have) {
-			dirty = append(dirty, k)
+			dirty = append(dirty, o.Key())
 		}
 	}
-	if len(keys) > 0 {
-		s.owners[owner] = keys
+	if len(w.ids) > 0 {
+		s.owners[name] = w
 	} else {
-		delete(s.owners, owner)
+		delete(s.owners, name)
 	}
 	return dirty, nil
 }
 
-// Drop says that owner wants nothing any more. It returns the keys that nobody wants now.
-func (s *Set) Drop(owner string) []kernel.Key {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	dirty := s.release(owner, nil)
-	delete(s.owners, owner)
-	return dirty
+// otherOwner names an owner of an object who is not name.
+func (s *Set) otherOwner(k id, e entry, name string) string {
+	if e.owner.name != name {
+		return e.owner.name
+	}
+	for _, w := range s.shared[k] {
+		return w.name
+	}
+	return ""
 }
 
-// release takes owner off all of its objects that are not in keep.
-func (s *Set) release(owner string, keep map[kernel.Key]kernel.Object) (dirty []kernel.Key) {
-	for _, k := range s.owners[owner] {
+// Drop says that owner wants nothing any more. It returns the keys that nobody wants now.
+func (s *Set) Drop(name string) []kernel.Key {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	w := s.owners[name]
+	if w == nil {
+		return nil
+	}
+	delete(s.owners, name)
+	return s.release(w, nil)
+}
+
+// release takes an owner off all of its objects that are not in keep.
+func (s *Set) release(w *owner, keep map[id]kernel.Object) (dirty []kernel.Key) {
+	for _, k := range w.ids {
 		if _, ok := keep[k]; ok {
 			continue
 		}
-		e := s.table[k]
-		e.owners = slices.DeleteFunc(e.owners, func(o string) bool { return o == owner })
-		if len(e.owners) == 0 {
-			e.want = nil
-			dirty = append(dirty, k)
-			s.forget(k, e)
+		e, more := s.table[k], s.shared[k]
+		switch {
+		case e.owner != w:
+			s.share(k, slices.DeleteFunc(more, func(o *owner) bool { return o == w }))
+			continue
+		case len(more) > 0:
+			e.owner = more[0]
+			s.share(k, more[1:])
+		default:
+			dirty = append(dirty, e.key())
+			e.owner, e.want = nil, nil
 		}
+		s.keep(k, e)
 	}
 	return dirty
 }
 
-// forget removes an entry that says nothing.
-func (s *Set) forget(k kernel.Key, e *entry) {
+func (s *Set) share(k id, owners []*owner) {
+	if s.shared[k] = owners; len(owners) == 0 {
+		delete(s.shared, k)
+	}
+}
+
+// keep stores an entry, unless it says nothing.
+func (s *Set) keep(k id, e entry) {
 	if e.want == nil && e.have == nil {
 		delete(s.table, k)
+	} else {
+		s.table[k] = e
 	}
 }
 
@@ -128,16 +184,24 @@ func (s *Set) Owners() []string {
 }
 
 // Keys gives the keys that owner wants; those of all owners for "".
-func (s *Set) Keys(owner string) []kernel.Key {
+func (s *Set) Keys(name string) []kernel.Key {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if owner != "" {
-		return slices.Clone(s.owners[owner])
+	if name != "" {
+		w := s.owners[name]
+		if w == nil {
+			return nil
+		}
+		keys := make([]kernel.Key, len(w.ids))
+		for i, k := range w.ids {
+			keys[i] = s.table[k].key()
+		}
+		return keys
 	}
 	keys := make([]kernel.Key, 0, len(s.table))
-	for k, e := range s.table {
+	for _, e := range s.table {
 		if e.want != nil {
-			keys = append(keys, k)
+			keys = append(keys, e.key())
 		}
 	}
 	return keys
@@ -160,8 +224,8 @@ func (s *Set) Len() int {
 func (s *Set) OwnerOf(k kernel.Key) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.table[k]; e != nil && len(e.owners) > 0 {
-		return e.owners[0]
+	if w := s.table[s.id(k)].owner; w != nil {
+		return w.name
 	}
 	return ""
 }
@@ -172,8 +236,7 @@ func (s *Set) Objects(keys []kernel.Key) []kernel.Object {
 	defer s.mu.Unlock()
 	out := make([]kernel.Object, 0, len(keys))
 	for _, k := range keys {
-		switch e := s.table[k]; {
-		case e == nil:
+		switch e := s.table[s.id(k)]; {
 		case e.want != nil:
 			out = append(out, e.want)
 		case e.have != nil:
@@ -188,10 +251,11 @@ func (s *Set) Changes(keys []kernel.Key) []kernel.Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var want, have []kernel.Object
-	seen := make(map[kernel.Key]bool, len(keys))
-	for _, k := range keys {
+	seen := make(map[id]bool, len(keys))
+	for _, key := range keys {
+		k := s.id(key)
 		e := s.table[k]
-		if e == nil || seen[k] {
+		if seen[k] {
 			continue
 		}
 		seen[k] = true
@@ -221,15 +285,9 @@ func (s *Set) Seen(keys []kernel.Key, found map[kernel.Key]kernel.Object) {
 	}
 }
 
-func (s *Set) see(k kernel.Key, have kernel.Object) {
+func (s *Set) see(key kernel.Key, have kernel.Object) {
+	k := s.id(key)
 	e := s.table[k]
-	if e == nil {
-		if have == nil {
-			return
-		}
-		e = &entry{}
-		s.table[k] = e
-	}
 	switch {
 	case have == nil:
 	case e.want != nil && e.want.Holds(have):
@@ -238,7 +296,7 @@ func (s *Set) see(k kernel.Key, have kernel.Object) {
 		have = e.have // it also knows what a listing does not say, such as a sysctl's value of before
 	}
 	e.have = have
-	s.forget(k, e)
+	s.keep(k, e)
 }
 
 // Believed gives the keys that the kernel is believed to hold.
@@ -246,9 +304,9 @@ func (s *Set) Believed() []kernel.Key {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	keys := make([]kernel.Key, 0, len(s.table))
-	for k, e := range s.table {
+	for _, e := range s.table {
 		if e.have != nil {
-			keys = append(keys, k)
+			keys = append(keys, e.key())
 		}
 	}
 	return keys

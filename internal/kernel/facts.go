@@ -40,7 +40,7 @@ type LinkFact struct {
 	// Ours says that the alias marks the link as ours.
 	Ours bool
 	// AcceptRA is the link's net.ipv6.conf.*.accept_ra: at 1 the kernel stops to listen to router advertisements as
-	// soon as it forwards, at 2 it goes on.
+	// soon as it forwards, at 2 it goes on. It is not read for links of ours.
 	AcceptRA int
 	Addrs    []netip.Prefix
 }

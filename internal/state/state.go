@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 
 	"github.com/seine-net/seine/api"
 )
@@ -57,7 +58,7 @@ func Open(path string) (*Store, error) {
 		return nil, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second})
-	if errors.Is(err, bbolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return nil, fmt.Errorf("state file %q: %w", path, ErrLocked)
 	} else if err != nil {
 		return nil, fmt.Errorf("state file %q: %w", path, err)

@@ -87,7 +87,7 @@ func (s *session) allLinks(sp *space, links []*linkInfo, hints []kernel.Object, 
 		}
 	}
 	for _, l := range links {
-		if !keep(l) || ends[l.index] {
+		if !keep(l) || ends[l.index] || f.seen[(&kernel.Link{Name: l.name}).Key()] {
 			continue
 		}
 		var peer *kernel.Peer

@@ -33,10 +33,16 @@ func (k *Kernel) Facts(ctx context.Context) (kernel.Facts, error) {
 	if err != nil {
 		return f, err
 	}
-	byIndex := map[int]*linkInfo{}
-	for _, l := range links {
-		byIndex[l.index] = l
-		f.Links = append(f.Links, linkFact(l, addrs))
+	byIndex, at := map[int]*linkInfo{}, map[int]int{}
+	for i, l := range links {
+		byIndex[l.index], at[l.index] = l, i
+		f.Links = append(f.Links, kernel.LinkFact{Name: l.name, Index: l.index, MTU: l.mtu, MAC: l.mac,
+			Up: l.flags&unix.IFF_UP != 0, Ours: l.ours()})
+	}
+	for _, a := range addrs {
+		if i, ok := at[a.index]; ok {
+			f.Links[i].Addrs = append(f.Links[i].Addrs, a.prefix)
+		}
 	}
 	if err := sp.routeFacts(&f, byIndex); err != nil {
 		return f, err
@@ -49,16 +55,6 @@ func (k *Kernel) Facts(ctx context.Context) (kernel.Facts, error) {
 	}
 	f.MachineID = machineID()
 	return f, nil
-}
-
-func linkFact(l *linkInfo, addrs []addrInfo) kernel.LinkFact {
-	out := kernel.LinkFact{Name: l.name, Index: l.index, MTU: l.mtu, MAC: l.mac, Up: l.flags&unix.IFF_UP != 0, Ours: l.ours()}
-	for _, a := range addrs {
-		if a.index == l.index {
-			out.Addrs = append(out.Addrs, a.prefix)
-		}
-	}
-	return out
 }
 
 // routeFacts fills in where the machine has routes to.
@@ -110,6 +106,9 @@ func (k *Kernel) switches(f *kernel.Facts) {
 	_, err := os.Stat("/proc/thread-self/net/if_inet6")
 	f.NoIPv6 = err != nil || on("net/ipv6/conf/all/disable_ipv6")
 	for i := range f.Links {
+		if f.Links[i].Ours { // there may be thousands, and what they have is what we gave them
+			continue
+		}
 		if v, err := readSysctl("net/ipv6/conf/" + f.Links[i].Name + "/accept_ra"); err == nil {
 			f.Links[i].AcceptRA, _ = strconv.Atoi(v)
 		}

@@ -1,0 +1,147 @@
+package pool_test
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/ipam/pool"
+)
+
+func subnet(p, rng string, reserved ...string) api.Subnet {
+	s := api.Subnet{Prefix: netip.MustParsePrefix(p)}
+	s.Gateway = api.FirstHost(s.Prefix)
+	if rng != "" {
+		s.Range = netip.MustParsePrefix(rng)
+	}
+	for _, r := range reserved {
+		s.Reserved = append(s.Reserved, netip.MustParseAddr(r))
+	}
+	return s
+}
+
+func TestGivesOutEveryAddressOnceAndNoOther(t *testing.T) {
+	for _, c := range []struct {
+		subnet      api.Subnet
+		first, last string
+		n           int
+	}{
+		{subnet("10.1.0.0/29", ""), "10.1.0.2", "10.1.0.6", 5},
+		{subnet("10.1.0.0/30", ""), "10.1.0.2", "10.1.0.2", 1},
+		{subnet("10.1.0.0/24", "10.1.0.64/30"), "10.1.0.64", "10.1.0.67", 4},
+		{subnet("10.1.0.0/24", "10.1.0.252/30"), "10.1.0.252", "10.1.0.254", 3},
+		{subnet("10.1.0.0/29", "", "10.1.0.2", "10.1.0.4"), "10.1.0.3", "10.1.0.6", 3},
+		{subnet("fd00::/125", ""), "fd00::2", "fd00::7", 6},
+	} {
+		p := pool.New(c.subnet)
+		var got []netip.Addr
+		seen := map[netip.Addr]bool{}
+		for {
+			a, err := p.Reserve(netip.Addr{}, fmt.Sprint(len(got)))
+			if errors.Is(err, pool.ErrFull) {
+				break
+			}
+			if err != nil || seen[a] || len(got) > 300 {
+				t.Fatalf("%s: %s, %v after %v", c.subnet.Prefix, a, err, got)
+			}
+			seen[a] = true
+			got = append(got, a)
+		}
+		if len(got) != c.n || got[0].String() != c.first || got[len(got)-1].String() != c.last {
+			t.Errorf("%s range %s: gave %v", c.subnet.Prefix, c.subnet.Range, got)
+		}
+	}
+}
+
+func TestReleasedAddressRests(t *testing.T) {
+	p := pool.New(subnet("10.1.0.0/28", ""))
+	a, _ := p.Reserve(netip.Addr{}, "x")
+	p.Release(a, "somebody else")
+	if p.Len() != 1 {
+		t.Error("an address was released by somebody who does not hold it")
+	}
+	p.Release(a, "x")
+	for range 12 {
+		b, err := p.Reserve(netip.Addr{}, "y")
+		if err != nil || b == a {
+			t.Fatalf("gave %s, %v while others never were in use", b, err)
+		}
+	}
+	if b, err := p.Reserve(netip.Addr{}, "y"); err != nil || b != a {
+		t.Errorf("the last free one is %s, %v, want %s", b, err, a)
+	}
+}
+
+func TestRequestedAddress(t *testing.T) {
+	p := pool.New(subnet("10.1.0.0/24", "10.1.0.64/26", "10.1.0.9"))
+	for _, c := range []struct {
+		addr string
+		want error
+	}{
+		{"10.1.0.9", nil}, // reserved is for those who name it
+		{"10.1.0.200", nil},
+		{"10.1.0.1", pool.ErrUnfit},
+		{"10.1.0.0", pool.ErrUnfit},
+		{"10.1.0.255", pool.ErrUnfit},
+		{"10.2.0.1", pool.ErrOutside},
+	} {
+		_, err := p.Reserve(netip.MustParseAddr(c.addr), "x")
+		if !errors.Is(err, c.want) || err == nil != (c.want == nil) {
+			t.Errorf("%s: %v, want %v", c.addr, err, c.want)
+		}
+		if _, err := p.Reserve(netip.MustParseAddr(c.addr), "x"); c.want == nil && err != nil {
+			t.Errorf("%s again for its holder: %v", c.addr, err)
+		}
+		if _, err := p.Reserve(netip.MustParseAddr(c.addr), "y"); c.want == nil && !errors.Is(err, pool.ErrTaken) {
+			t.Errorf("%s for another: %v", c.addr, err)
+		}
+	}
+}
+
+func TestRandomAgainstASet(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(1, 2))
+	p := pool.New(subnet("10.1.0.0/27", ""))
+	held := map[netip.Addr]bool{}
+	for range 20000 {
+		if rnd.IntN(2) == 0 {
+			a, err := p.Reserve(netip.Addr{}, "h")
+			if err == nil && held[a] || err != nil && len(held) < 29 {
+				t.Fatalf("%s, %v with %d held", a, err, len(held))
+			}
+			if err == nil {
+				held[a] = true
+			}
+		} else {
+			for a := range held {
+				p.Release(a, "h")
+				delete(held, a)
+				break
+			}
+		}
+		if p.Len() != len(held) {
+			t.Fatalf("pool says %d, %d are held", p.Len(), len(held))
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	s := pool.Subnets{{Prefix: netip.MustParsePrefix("10.0.0.0/22"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00::/62"), Bits: 64}}
+	taken := map[netip.Prefix]bool{}
+	for _, want := range []string{"10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", ""} {
+		p, ok := s.Choose(true, func(p netip.Prefix) bool { return !taken[p] })
+		if ok != (want != "") || ok && p.String() != want {
+			t.Errorf("chose %s, %v, want %q", p, ok, want)
+		}
+		taken[p] = true
+	}
+	if p, ok := s.Choose(false, func(netip.Prefix) bool { return true }); !ok || p.String() != "fd00::/64" {
+		t.Errorf("chose %s, %v", p, ok)
+	}
+	a, b := pool.UniqueLocal("m1"), pool.UniqueLocal("m2")
+	if a == b || a != pool.UniqueLocal("m1") || a.Bits() != 48 || a.Addr().As16()[0] != 0xfd {
+		t.Errorf("unique local prefixes are %s and %s", a, b)
+	}
+}
