@@ -151,6 +151,11 @@ func (s *Sandbox) validate(noun string) error {
 }
 
 func validatePorts(noun string, ports []Port) error {
+	type key struct {
+		protocol string
+		port     uint16
+	}
+	seen := make(map[key][]int, len(ports))
 	for i, p := range ports {
 		f := func(name string) string { return fmt.Sprintf("ports[%d].%s", i, name) }
 		switch p.Protocol {
@@ -167,12 +172,14 @@ func validatePorts(noun string, ports []Port) error {
 		if a := p.HostIP; a.IsValid() && (a.IsMulticast() || a.Zone() != "" || a.Is4In6()) {
 			return FieldError(noun, f("hostIP"), a, "is no address to publish on", "an address of the machine without a zone")
 		}
-		for j, q := range ports[:i] {
-			if p.ProtocolOrTCP() == q.ProtocolOrTCP() && p.HostPort == q.HostPort && overlap(p.HostIP, q.HostIP) {
+		k := key{p.ProtocolOrTCP(), p.HostPort}
+		for _, j := range seen[k] {
+			if overlap(p.HostIP, ports[j].HostIP) {
 				return FieldError(noun, f("hostPort"), p.HostPort, fmt.Sprintf("is published twice (see ports[%d])", j),
 					"each host port once per protocol and address")
 			}
 		}
+		seen[k] = append(seen[k], i)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"flag"
 	"fmt"
@@ -83,7 +82,7 @@ func run(ctx context.Context) error {
 		}
 	}
 	fmt.Printf("attach and detach through the API, driver %s, %d networks, %d published ports each, %d samples per row\n\n", *driver, *networks, *ports, *samples)
-	fmt.Printf("%9s %12s %12s %12s %12s %10s %12s\n", "endpoints", "attach p50", "attach p99", "detach p50", "detach p99", "RSS", "per endpoint")
+	fmt.Printf("%9s %12s %12s %12s %12s %10s %12s\n", "endpoints", "attach p50", "attach p99", "detach p50", "detach p99", "memory", "per endpoint")
 	var rest int
 	have := 0
 	for _, s := range strings.Split(*levels, ",") {
@@ -100,7 +99,7 @@ func run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		rss := b.rss()
+		rss := b.memory()
 		if rest == 0 {
 			rest = rss
 		}
@@ -229,12 +228,17 @@ func quantile(d []time.Duration, q float64) time.Duration {
 	return s[min(int(math.Ceil(q*float64(len(s))))-1, len(s)-1)].Round(10 * time.Microsecond)
 }
 
-// rss is the daemon's resident memory in bytes.
-func (b *bench) rss() int {
-	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/statm", b.daemon.Process.Pid))
-	f := strings.Fields(string(data))
-	pages, _ := strconv.Atoi(cmp.Or(f[min(1, len(f)-1)], "0"))
-	return pages * os.Getpagesize()
+// memory is the daemon's own memory in bytes: resident and not backed by a file (the store's file is mapped, and the
+// kernel may drop it at any time).
+func (b *bench) memory() int {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.daemon.Process.Pid))
+	for line := range strings.Lines(string(data)) {
+		if kb, ok := strings.CutPrefix(line, "RssAnon:"); ok {
+			n, _ := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(kb), " kB"))
+			return n << 10
+		}
+	}
+	return 0
 }
 
 // restart kills the daemon as kill -9 does and measures until the next one answers, having adopted everything.
@@ -251,7 +255,7 @@ func (b *bench) restart(ctx context.Context, n int) error {
 		return err
 	}
 	fmt.Printf("\nrestart after SIGKILL with %d endpoints to adopt: %s until it answers; %d objects, %d problems, %d MB\n", n,
-		took.Round(time.Millisecond), node.Objects, len(node.Problems), b.rss()>>20)
+		took.Round(time.Millisecond), node.Objects, len(node.Problems), b.memory()>>20)
 	_ = b.daemon.Process.Signal(syscall.SIGTERM)
 	return b.daemon.Wait()
 }

@@ -118,7 +118,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer store.Close()
-	k := linux.New(linux.Options{})
+	k := linux.New(linux.Options{PrivateProc: true})
 	defer k.Close()
 	facts, err := k.Facts(ctx)
 	if err != nil {

@@ -61,6 +61,11 @@ func (Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel.O
 			Peer: &kernel.Peer{NS: e.Sandbox.Netns, Name: e.Sandbox.Interface, MTU: n.MTU, MAC: e.MAC, Alias: alias}},
 		&kernel.LinkUp{Link: host},
 	}
+	if !f.NoIPv6 {
+		// The port itself speaks no IPv6. The kernel would give it a link-local address and routes, and walks all of
+		// these whenever a link comes or goes: the cost of one more endpoint would grow with their number.
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + host + "/disable_ipv6", Value: "1"})
+	}
 	out = append(out, driver.Inside(n, e)...)
 	for _, s := range n.Subnets {
 		if a := e.Address(s.Prefix.Addr().Is4()); a.IsValid() {

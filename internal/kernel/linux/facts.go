@@ -90,7 +90,7 @@ func (p *space) routeFacts(f *kernel.Facts, links map[int]*linkInfo) error {
 
 // switches reads sysctls on a thread in the base namespace. What can't be read is off.
 func (k *Kernel) switches(f *kernel.Facts) {
-	on := func(name string) bool { v, err := readSysctl(name); return err == nil && v != "0" }
+	on := func(name string) bool { v, err := k.readSysctl(name); return err == nil && v != "0" }
 	before := func(name string) bool {
 		k.mu.Lock()
 		v, ok := k.before[name]
@@ -109,7 +109,7 @@ func (k *Kernel) switches(f *kernel.Facts) {
 		if f.Links[i].Ours { // there may be thousands, and what they have is what we gave them
 			continue
 		}
-		if v, err := readSysctl("net/ipv6/conf/" + f.Links[i].Name + "/accept_ra"); err == nil {
+		if v, err := k.readSysctl("net/ipv6/conf/" + f.Links[i].Name + "/accept_ra"); err == nil {
 			f.Links[i].AcceptRA, _ = strconv.Atoi(v)
 		}
 	}

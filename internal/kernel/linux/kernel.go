@@ -16,6 +16,9 @@ import (
 type Options struct {
 	// Netns is the path of the namespace that objects with an empty NS live in. Default: that of the calling thread.
 	Netns string
+	// PrivateProc has sysctls written by a procfs of its own. For processes that live long: it costs a mount now and
+	// then, and pays where there are many namespaces.
+	PrivateProc bool
 }
 
 // Kernel is the real kernel: a kernel.Kernel, and with Facts and Watch also what tells about the machine. It may be used
@@ -23,6 +26,7 @@ type Options struct {
 type Kernel struct {
 	base    int
 	baseErr error
+	proc    procfs
 	// ports is where the port ids of this Kernel's netlink sockets begin, nextPort the next one; see port.
 	ports    uint32
 	nextPort atomic.Uint32
@@ -44,6 +48,7 @@ var _ kernel.Kernel = (*Kernel)(nil)
 // error of it comes with the first call of List or Apply.
 func New(opts Options) *Kernel {
 	k := &Kernel{
+		proc: procfs{private: opts.PrivateProc},
 		// Bind leaves the ids below 2^22 to process numbers and takes those above 2^31 itself.
 		ports:   1<<30 | rand.Uint32N(1<<18)<<portBits,
 		idle:    map[int][]*sock{},
@@ -105,6 +110,7 @@ func (k *Kernel) Close() error {
 		unix.Close(h.fd)
 		delete(k.holds, key)
 	}
+	k.proc.close()
 	if k.baseErr != nil {
 		return nil
 	}

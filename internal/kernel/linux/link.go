@@ -30,6 +30,7 @@ type linkInfo struct {
 	mtu, group   int
 	master, peer int
 	port         *kernel.Port
+	conf4, conf6 []byte // see devconf.go
 }
 
 func (l *linkInfo) ours() bool {
@@ -75,6 +76,8 @@ func parseLink(r reply) *linkInfo {
 			l.peer = int(num32(v))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
+		case unix.IFLA_AF_SPEC:
+			l.parseSpec(v)
 		}
 	}
 	if l.kind == "" && l.flags&unix.IFF_LOOPBACK != 0 {

@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,21 +24,19 @@ func sysctlPath(name string) (string, error) {
 	return "/proc/sys/" + name, nil
 }
 
-func readSysctl(name string) (string, error) {
-	path, err := sysctlPath(name)
+// readSysctl and writeSysctl work on a thread in the namespace that is meant.
+func (k *Kernel) readSysctl(name string) (string, error) {
+	f, err := k.proc.open(name, os.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
-	b, err := os.ReadFile(path)
+	defer f.Close()
+	b, err := io.ReadAll(f)
 	return strings.TrimSpace(string(b)), err
 }
 
-func writeSysctl(name, value string) error {
-	path, err := sysctlPath(name)
-	if err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+func (k *Kernel) writeSysctl(name, value string) error {
+	f, err := k.proc.open(name, os.O_WRONLY)
 	if err != nil {
 		return err
 	}
@@ -53,10 +52,38 @@ func sameValue(a, b string) bool {
 // listSysctls reads the present values. Their Before is empty: it is the Value listed here that a caller has to put
 // into the Before of what it wants.
 func (s *session) listSysctls(sp *space, want []kernel.Object, f *found) error {
+	links := map[string]*linkInfo{}
+	var files []*kernel.Sysctl
+	for _, o := range want {
+		w := o.(*kernel.Sysctl)
+		name, v6, place, ok := devconf(w.Name)
+		if !ok {
+			files = append(files, w)
+			continue
+		}
+		l, asked := links[name]
+		if !asked {
+			var err error
+			if l, err = sp.link(name); err != nil && !gone(err) {
+				return err
+			}
+			links[name] = l
+		}
+		if l == nil {
+			continue
+		}
+		if v, ok := l.value(v6, place); ok {
+			f.add(&kernel.Sysctl{NS: sp.path, Name: w.Name, Value: v})
+		} else {
+			files = append(files, w)
+		}
+	}
+	if len(files) == 0 {
+		return nil
+	}
 	return sp.do(func() error {
-		for _, o := range want {
-			w := o.(*kernel.Sysctl)
-			v, err := readSysctl(w.Name)
+		for _, w := range files {
+			v, err := s.k.readSysctl(w.Name)
 			if isErrno(err, unix.ENOENT, unix.EACCES, unix.EPERM, unix.EISDIR) { // EACCES: some can only be written
 				continue
 			}
@@ -96,7 +123,7 @@ func (s *session) applySysctl(sp *space, c kernel.Change) error {
 		if old.Before == "" {
 			return nil
 		}
-		err := writeSysctl(old.Name, old.Before)
+		err := s.k.writeSysctl(old.Name, old.Before)
 		if gone(err) {
 			return nil
 		}
@@ -105,7 +132,7 @@ func (s *session) applySysctl(sp *space, c kernel.Change) error {
 	}
 	want := c.New.(*kernel.Sysctl)
 	s.k.remember(sp, want.Name)
-	return writeSysctl(want.Name, want.Value)
+	return s.k.writeSysctl(want.Name, want.Value)
 }
 
 // remember keeps the value that one of the switches that Facts tells about had before our first change.
@@ -113,7 +140,7 @@ func (k *Kernel) remember(sp *space, name string) {
 	if sp.path != "" || name != forward4 && name != forward6 {
 		return
 	}
-	v, err := readSysctl(name)
+	v, err := k.readSysctl(name)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if _, ok := k.before[name]; !ok && err == nil {
