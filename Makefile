@@ -5,6 +5,9 @@ CNI_BIN ?= /opt/cni/bin
 FUZZTIME ?= 10s
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
+# The version comes from VERSION; stamping would refuse a clone that belongs to another user (sudo make run).
+export GOFLAGS += -buildvcs=false
+
 PROGRAMS    := seine seined seine-cni
 CNI_PLUGINS := bridge ptp loopback host-local static portmap
 LDFLAGS     := -s -w -X main.version=$(VERSION)
@@ -31,7 +34,7 @@ deps: ## install the Debian packages that the tests use (when root)
 	@hack/deps.sh
 
 vm: ## the tests for kernel abilities that this machine may lack, in the VM lab
-	@hack/vm/setup.sh >/dev/null && $(GO) run ./hack/testsum CGO_ENABLED=0 -count=1 -p 1 -timeout 10m \
+	@hack/vm/setup.sh >/dev/null && $(GO) run ./hack/testsum CGO_ENABLED=0 -count=1 -p 2 -timeout 10m \
 		-exec '$(CURDIR)/hack/vm/run.sh --' $$(hack/vm/packages.sh)
 
 bench: build deps ## every figure that the README claims, as tables; BENCH="cni packets" chooses

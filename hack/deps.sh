@@ -8,6 +8,7 @@ packages=(
   libc6-dev
   iproute2     # tests compare the kernel's state before and after in the words of ip, bridge and tc
   nftables     # the same for nft
+  procps       # sysctl
   netbase      # /etc/protocols, or nft prints numbers
   iptables     # a machine whose FORWARD policy is DROP; the reference CNI plugins of the benches
   iputils-ping # a second opinion on reachability

@@ -2,9 +2,9 @@
 # test.sh: every test there is, each in the way it needs, and one sum at the end.
 #   with the race detector   all packages
 #   without it               packages with a test file that says "//go:build !race", once more
-#   in the VM lab            test/vm and the tests of kernel/linux with the conformance suite, on a kernel that has every ability;
-#                            where the lab is not to be had, test/vm runs here and skips what this kernel lacks
-# SEINE_TEST_VM=0 leaves the VM lab out. GO, TESTFLAGS as for make.
+#   in the VM lab            test/vm and kernel/linux, on a kernel that has every ability; where the lab is not to be
+#                            had, test/vm runs here and skips what this kernel lacks
+# SEINE_TEST_VM=0 leaves the VM lab out. TESTFLAGS are further flags for go test.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 read -ra flags <<<"${TESTFLAGS:-}"
@@ -34,5 +34,5 @@ fi
 
 runs=(-p 2 "${race[@]}" "${common[@]}" "${all[@]}")
 [ ${#norace[@]} -eq 0 ] || [ ${#race[@]} -eq 0 ] || runs+=(-- "${common[@]}" "${norace[@]}")
-[ ${#vm[@]} -eq 0 ] || runs+=(-- CGO_ENABLED=0 -p 1 -exec "$PWD/hack/vm/run.sh --" "${common[@]}" "${vm[@]}")
+[ ${#vm[@]} -eq 0 ] || runs+=(-- CGO_ENABLED=0 -p 2 -exec "$PWD/hack/vm/run.sh --" "${common[@]}" "${vm[@]}")
 exec go run ./hack/testsum "${runs[@]}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# run.sh [-k FLAVOUR] [-c CPUS] [-m MEMORY] [-t SECONDS] [-e NAME=VALUE]... [-p PROGRAM]... [-M MODULE]... [-v] -- BIN [ARG]...
+# run.sh [-k FLAVOUR] [-c CPUS] [-m MEMORY] [-t SECONDS] [-v] [-e NAME=VALUE | -p PROGRAM | -M MODULE]... -- BIN [ARG]...
 #
 # Boots a Debian kernel in qemu under software emulation, with a small initramfs and nothing else, runs the static
 # program BIN in it as root, and ends with BIN's exit code. A few seconds in all; no root and no KVM needed. As a test
@@ -7,12 +7,12 @@
 #   -k  kernel: 6.1-cloud (default), 6.1, 6.12-cloud, 6.12; see setup.sh      -c  processors (1)   -m  memory (512M)
 #   -t  time limit (600 s)   -e  a variable in BIN's environment   -M  a module to load first   -v  kernel log to stderr
 #   -p  a further program of this machine to take along with its libraries
-# Taken along in any case: this machine's nft, ip, bridge and tc where it has them, and the folder testdata where the
-# caller stands. BIN's working folder is /lab, and SEINE_VM=1 is set.
+# Taken along in any case: those of this machine's network programs that it has (see programs=), and the folder testdata
+# where the caller stands. BIN's working folder is /lab, and SEINE_VM=1 is set.
 # Exit codes of its own: 3 the lab is not to be had here, 124 the time limit was reached, 125 the VM died.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-flavour=6.1-cloud cpus=1 memory=512M limit=600 console= modules= vars=() programs=(nft ip bridge tc) more=()
+flavour=6.1-cloud cpus=1 memory=512M limit=600 console= modules= vars=() more=()
 while getopts 'k:c:m:t:e:p:M:v' o; do
   case $o in
     k) flavour=$OPTARG ;; c) cpus=$OPTARG ;; m) memory=$OPTARG ;; t) limit=$OPTARG ;;
@@ -32,6 +32,9 @@ mkdir -p "$work/root/lab"
 bin=$(command -v -- "$1") || { echo "vm lab: no program $1" >&2; exit 2; }; shift
 cp -L "$bin" "$work/root/lab/bin"; chmod 755 "$work/root/lab/bin"
 [ ! -d testdata ] || cp -rL testdata "$work/root/lab/testdata"
+# nsenter and sysctl replace busybox's, of which the first would run busybox's ip again.
+programs=(nft ip bridge tc nsenter sysctl {iptables,ip6tables}-nft{,-save,-restore})
+extensions=/usr/lib/x86_64-linux-gnu/xtables # of the iptables programs
 take() { # PROGRAM, to where init's PATH looks before it looks at busybox's
   local at lib
   at=$(PATH=$PATH:/usr/sbin:/sbin command -v -- "$1") || return 1
@@ -39,6 +42,7 @@ take() { # PROGRAM, to where init's PATH looks before it looks at busybox's
   ldd "$at" 2>/dev/null | grep -oE '/[^ ]+' | while read -r lib; do install -D "$lib" "$work/root$lib"; done
 }
 for p in "${programs[@]}"; do take "$p" || true; done
+[ ! -d "$extensions" ] || { mkdir -p "$work/root${extensions%/*}"; cp -r "$extensions" "$work/root${extensions%/*}/"; }
 for p in "${more[@]}"; do take "$p" || { echo "vm lab: program $p is not on this machine" >&2; exit 2; }; done
 {
   for v in "${vars[@]}"; do printf "export %s='%s'\n" "${v%%=*}" "$(printf %s "${v#*=}" | sed "s/'/'\\\\''/g")"; done

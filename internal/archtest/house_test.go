@@ -195,7 +195,7 @@ var forbidden = []struct {
 	}, "own code speaks netip; net.IP stops where a library wants it"},
 	{"os", []string{"Exit"}, func(name string) bool { return !within(name, "cmd", "hack", "bench", "internal/cli/sandbox") },
 		"only a main ends the program, and the first process of a sandbox"},
-	{"log", []string{"Fatal", "Fatalf", "Fatalln", "Print", "Printf", "Println"}, func(name string) bool { return !within(name, "bench", "hack") },
+	{"log", []string{"Fatal", "Fatalf", "Fatalln", "Print", "Printf", "Println"}, func(name string) bool { return !within(name, "bench", "hack", "test") },
 		"log with log/slog, and return errors"},
 }
 

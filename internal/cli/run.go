@@ -158,11 +158,13 @@ func (r *run) once(ctx context.Context, first api.Endpoint) (err error) {
 		return err
 	}
 	endpoints := joined
+	var attached []api.Endpoint
 	if !r.host && r.join == "" {
-		endpoints, err = r.attach(ctx, first, box)
+		attached, err = r.attach(ctx, first, box)
+		endpoints = attached
 	}
 	defer func() {
-		if undo := r.undo(box); undo != nil {
+		if undo := r.undo(box, attached); undo != nil {
 			fmt.Fprintln(r.Err, "seine: note:", undo)
 		}
 	}()
@@ -277,29 +279,46 @@ func (r *run) brokenBy() syscall.Signal {
 
 // undo ends the sandbox and detaches all that is attached to it, by `network connect` too. The daemon does the latter
 // by itself when it sees the process end, so what fails here is only worth a note.
-func (r *run) undo(box *sandbox.Sandbox) error {
+func (r *run) undo(box *sandbox.Sandbox, attached []api.Endpoint) error {
 	var errs []error
 	if !r.host && r.join == "" {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 		defer cancel()
-		err := r.ask(ctx, "detaching "+r.name, func(ctx context.Context, c *client.Client) error {
-			all, err := c.Endpoints(ctx)
-			errs := []error{err}
-			for _, e := range all {
-				if e.Sandbox.Netns != box.Netns() {
-					continue
-				}
-				if err := c.DeleteEndpoint(ctx, e.Network, e.Name, 0); api.CodeOf(err) != api.NotFound {
-					errs = append(errs, err)
-				}
-			}
-			return errors.Join(errs...)
-		})
+		err := r.ask(ctx, "detaching "+r.name, func(ctx context.Context, c *client.Client) error { return detach(ctx, c, box.Netns(), attached) })
 		if err != nil {
 			errs = append(errs, fmt.Errorf("not detached: %w; the daemon will do it", err))
 		}
 	}
 	return errors.Join(append(errs, box.Close())...)
+}
+
+// detach detaches what was attached, and what else is in the namespace. The former is not looked for in the list: when
+// the daemon is at it already, it is in no list any more but still in the kernel; to delete it waits for that. What has
+// another revision now is another endpoint, or has changed and is in the list.
+func detach(ctx context.Context, c *client.Client, netns string, attached []api.Endpoint) error {
+	var errs []error
+	tried := map[string]bool{}
+	for _, e := range attached {
+		err := c.DeleteEndpoint(ctx, e.Network, e.Name, e.Revision)
+		switch api.CodeOf(err) {
+		case api.NotFound, api.Stale:
+			continue
+		case api.Unavailable:
+			return err
+		}
+		errs, tried[e.Key()] = append(errs, err), true
+	}
+	all, err := c.Endpoints(ctx)
+	errs = append(errs, err)
+	for _, e := range all {
+		if e.Sandbox.Netns != netns || tried[e.Key()] {
+			continue
+		}
+		if err := c.DeleteEndpoint(ctx, e.Network, e.Name, 0); api.CodeOf(err) != api.NotFound {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // catchSignals hands signals on to the program; before it runs, one that ends programs breaks off what is under way.

@@ -315,6 +315,23 @@ func TestRunFailures(t *testing.T) {
 	}
 }
 
+// TestRunDetachesWhatIsInNoList: the daemon takes an endpoint from its list before the kernel is clean, so what was
+// attached is deleted, which waits, whether it is in the list or not.
+func TestRunDetachesWhatIsInNoList(t *testing.T) {
+	d := newDaemon(t)
+	networks(t, d, "default", "back")
+	d.Fail = func(verb string) error {
+		if verb == "Endpoints" {
+			return api.Errorf(api.Internal, "", "no list")
+		}
+		return nil
+	}
+	b := d.run(t, "-q", "--network", "default", "--network", "back", "--", "sh", "-c", "exit 9")
+	if code := b.wait(t, d); code != 9 || b.errs.String() != "seine: note: not detached: no list; the daemon will do it\n" {
+		t.Errorf("%d %s", code, b.errs)
+	}
+}
+
 // TestRunDrawsAnotherName: a random name that is taken is no error.
 func TestRunDrawsAnotherName(t *testing.T) {
 	d := newDaemon(t)

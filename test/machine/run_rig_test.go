@@ -53,8 +53,21 @@ const patience = 20 * time.Second
 func newCLIRig(t *testing.T, o options) *rig {
 	r := newRig(t, o)
 	r.calm()
-	r.ok("run", "-q", "--", "true") // a bridge that never had a port reports another state
+	r.atRest("default")
 	return r
+}
+
+// atRest has a network's bridge say what it will go on saying: one that never had a port reports another state.
+func (r *rig) atRest(network string) {
+	r.Helper()
+	r.ok("run", "-q", "--network", network, "--", "true")
+	r.eventually(patience, func() error {
+		out, err := r.machine.Exec(r.Context(), "ip", "link", "show", "sn-"+network)
+		if err == nil && !strings.Contains(out, "NO-CARRIER") {
+			err = errors.New(out)
+		}
+		return err
+	})
 }
 
 // command prepares a command line.
@@ -204,12 +217,17 @@ func (r *rig) peer() string {
 
 func (b *box) waitFor(text string) {
 	b.r.Helper()
-	b.r.eventually(patience, func() error {
-		if got := b.String(); !strings.Contains(got, text) {
-			return fmt.Errorf("no %q in %q", text, got)
+	for end := time.After(patience); !strings.Contains(b.String(), text); {
+		select {
+		case <-b.ended:
+			if !strings.Contains(b.String(), text) {
+				b.r.Fatalf("it ended without %q on its screen: %s", text, b)
+			}
+		case <-end:
+			b.r.Fatalf("no %q on its screen within %s: %s", text, patience, b)
+		case <-time.After(5 * time.Millisecond):
 		}
-		return nil
-	})
+	}
 }
 
 // signal sends to the process; to its whole group where it is negative, as a terminal does.

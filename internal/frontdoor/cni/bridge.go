@@ -102,7 +102,11 @@ func (b *bridge) plan(a *attaching, s *seen) (*plan, error) {
 	if (b.HairpinMode || b.PortIsolation) && !a.check {
 		p.link.Port = &kernel.Port{Hairpin: b.HairpinMode, Isolated: b.PortIsolation}
 	}
-	p.own = a.outside()
+	p.own = []kernel.Object{&kernel.LinkUp{Link: a.host}}
+	if a.ipv6 {
+		// A port speaks no IPv6 of its own: an address and routes for each would make every further one dearer.
+		p.own = append(p.own, &kernel.Sysctl{Name: "net/ipv6/conf/" + a.host + "/disable_ipv6", Value: "1"})
+	}
 	brMAC, err := b.planBridge(p, a, s)
 	if err != nil {
 		return nil, err
@@ -136,8 +140,9 @@ func (b *bridge) planBridge(p *plan, a *attaching, s *seen) (string, error) {
 	if have == nil {
 		br.MTU, br.MAC = b.MTU, a.bridgeMAC
 		if a.ipv6 && !a.check {
-			// Its addresses and routes are ours to give.
-			p.shared = append(p.shared, &kernel.Sysctl{Name: "net/ipv6/conf/" + b.Bridge + "/accept_ra", Value: "0"})
+			// Its addresses and routes are ours to give, and IPv6 is to work at once.
+			p.shared = append(p.shared, &kernel.Sysctl{Name: "net/ipv6/conf/" + b.Bridge + "/accept_ra", Value: "0"},
+				&kernel.Sysctl{Name: "net/ipv6/conf/" + b.Bridge + "/accept_dad", Value: "0"})
 		}
 		return a.bridgeMAC, nil
 	}

@@ -19,16 +19,19 @@ func decode(data []byte, to any) error {
 		if key == "" {
 			key = "(the whole)"
 		}
-		return &wrongType{errorf(CodeDecode, "key %q: is a %s; want a %s", key, t.Value, jsonName(t.Type.Kind().String()))}
+		return &wrongType{cause: errorf(CodeDecode, "key %q: is a %s; want a %s", key, t.Value, jsonName(t.Type.Kind().String()))}
 	}
 	return errorf(CodeDecode, "decode: %w", err)
 }
 
 // wrongType is an error about a key that has another type than it should.
-type wrongType struct{ *Error }
+type wrongType struct{ cause *Error }
+
+// Error gives the Error's text.
+func (w *wrongType) Error() string { return w.cause.Error() }
 
 // Unwrap gives the Error, so that its code is found.
-func (w *wrongType) Unwrap() error { return w.Error }
+func (w *wrongType) Unwrap() error { return w.cause }
 
 // lenient drops an error about wrong types: for DEL, which goes on with what could be read.
 func lenient(err error) error {

@@ -28,7 +28,9 @@ func (a *attaching) sysctl(name, value string) *kernel.Sysctl {
 func (a *attaching) outside() []kernel.Object {
 	out := []kernel.Object{&kernel.LinkUp{Link: a.host}}
 	if a.ipv6 {
-		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + a.host + "/accept_ra", Value: "0"})
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + a.host + "/accept_ra", Value: "0"},
+			// While its link-local address is tried out, the kernel asks for no neighbour of packets that it forwards.
+			&kernel.Sysctl{Name: "net/ipv6/conf/" + a.host + "/accept_dad", Value: "0"})
 	}
 	return out
 }

@@ -20,8 +20,8 @@ type elem struct {
 	isEnd    bool
 }
 
-// encodeElem turns the text of an element into what the kernel has.
-func encodeElem(e *kernel.Element) (out elem, err error) {
+// encodeKey turns the key of an element into what the kernel has; it is all that a look-up needs.
+func encodeKey(e *kernel.Element) (out elem, err error) {
 	s := e.Set
 	if s.Interval {
 		if len(s.Key) != 1 {
@@ -31,7 +31,13 @@ func encodeElem(e *kernel.Element) (out elem, err error) {
 	} else {
 		out.key, err = encode(s.Key, e.Item)
 	}
-	if err != nil {
+	return out, err
+}
+
+// encodeElem turns the text of an element into what the kernel has.
+func encodeElem(e *kernel.Element) (out elem, err error) {
+	s := e.Set
+	if out, err = encodeKey(e); err != nil {
 		return out, err
 	}
 	out.comment = e.Comment
@@ -220,7 +226,7 @@ func (p *space) lookUp(want []*kernel.Element, f *found) error {
 	}
 	var msgs []*msg
 	for _, e := range want {
-		el, err := encodeElem(e)
+		el, err := encodeKey(e)
 		if err != nil {
 			return fail(e, err)
 		}
@@ -249,7 +255,7 @@ func (p *space) lookUp(want []*kernel.Element, f *found) error {
 func (p *space) pick(table string, want []*kernel.Element, f *found) error {
 	byKey := map[string]*kernel.Element{}
 	for _, e := range want {
-		el, err := encodeElem(e)
+		el, err := encodeKey(e)
 		if err != nil {
 			return fail(e, err)
 		}

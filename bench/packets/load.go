@@ -1,0 +1,77 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// load watches how busy the machine is with other things.
+type load struct {
+	others []float64 // shares of the machine that were used while nothing of the bench ran, 0 to 1
+}
+
+const (
+	lookFor = 200 * time.Millisecond
+	busy    = 0.1 // of the machine: from there on the figures say more about it than about the paths
+)
+
+func newLoad() *load { return &load{} }
+
+// look measures for a moment what others use. Nothing of the bench may run meanwhile.
+func (l *load) look() {
+	used, total := busyTime()
+	<-time.After(lookFor)
+	used2, total2 := busyTime()
+	if total2 > total {
+		l.others = append(l.others, (used2-used)/(total2-total))
+	}
+}
+
+// start looks once and says what it saw.
+func (l *load) start() string {
+	l.look()
+	return fmt.Sprintf("load average %s, others use %.0f %% of the machine%s", average(), 100*l.others[0], warning(l.others[0]))
+}
+
+// end says what all looks saw together.
+func (l *load) end() string {
+	mid, most := quantile(l.others, .5), quantile(l.others, 1)
+	return fmt.Sprintf("\nload average %s, this bench included; before the rounds others used %.0f %% of the machine (median), %.0f %% at most%s",
+		average(), 100*mid, 100*most, warning(most))
+}
+
+func warning(share float64) string {
+	if math.IsNaN(share) || share < busy {
+		return ""
+	}
+	return "\nWARNING: the machine is busy with other things: run this again when it is not"
+}
+
+// average gives the three load averages of proc_loadavg(5).
+func average() string {
+	b, _ := os.ReadFile("/proc/loadavg")
+	f := strings.Fields(string(b))
+	return strings.Join(f[:min(3, len(f))], " ")
+}
+
+// busyTime gives the time that all cores together have worked, and have been there, since the machine started, in ticks
+// (proc_stat(5)). Time that the hypervisor gave to others counts as worked: it was not to be had.
+func busyTime() (used, total float64) {
+	b, _ := os.ReadFile("/proc/stat")
+	line, _, _ := strings.Cut(string(b), "\n")
+	for i, f := range strings.Fields(line) {
+		v, err := strconv.ParseFloat(f, 64)
+		if err != nil || i > 8 { // 9 and 10 are guests, which user and nice include
+			continue
+		}
+		total += v
+		if i != 4 && i != 5 { // idle, and idle with a disk to wait for
+			used += v
+		}
+	}
+	return used, total
+}

@@ -1,0 +1,160 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"unicode/utf8"
+)
+
+// column is a figure in a table.
+type column struct {
+	head   string
+	metric metric
+	value  func(result) float64
+	scale  float64
+	format string
+	rate   bool // more is better; for the others less is
+}
+
+func p50(r result) float64 { return r.P50 }
+func p99(r result) float64 { return r.P99 }
+
+var columns = []column{
+	{"TCP Gbit/s", throughput, p50, 1e-9, "%.1f", true},
+	{"TCP request µs", requests, p50, 1e-3, "%.1f", false},
+	{"its p99", requests, p99, 1e-3, "%.0f", false},
+	{"UDP request µs", datagrams, p50, 1e-3, "%.1f", false},
+	{"connect + request µs", connecting, p50, 1e-3, "%.1f", false},
+}
+
+// values gives what each round found for a column, in the order of the rounds.
+func (c column) values(p *path) []float64 {
+	out := make([]float64, 0, len(p.samples[c.metric]))
+	for _, r := range p.samples[c.metric] {
+		out = append(out, c.value(r)*c.scale)
+	}
+	return out
+}
+
+// best is the one of the round that suffered the least from whatever else the machine did.
+func (c column) best(values []float64) float64 {
+	if c.rate {
+		return quantile(values, 1)
+	}
+	return quantile(values, 0)
+}
+
+// speed says how fast p is beside q, 1 as fast, 2 twice as fast: the median of the rounds, and the best round of the one
+// beside the best of the other.
+func (c column) speed(p, q *path) (mid, best float64) {
+	a, b := c.values(p), c.values(q)
+	if !c.rate {
+		a, b = b, a
+	}
+	return median(ratios(a, b)), c.best(a) / c.best(b)
+}
+
+// peers says which of the reference's paths each of ours is held against; the setting of the bridge filter is the same.
+var peers = []struct{ ours, reference string }{
+	{ourBridge, refBridge},
+	{ourBridge, refMasq}, // does the same work: both masquerade
+	{cniBridge, refBridge},
+	{cniMasq, refMasq},
+	{ourPtp, refPtp},
+}
+
+// report prints what was found between containers, and the ratios.
+func report(w io.Writer, paths []*path) {
+	absolutes(w, paths, columns)
+	var limit, reference [][2]*path
+	for _, p := range paths {
+		for _, q := range paths {
+			if q.name == bare && q != p {
+				limit = append(limit, [2]*path{p, q})
+			}
+		}
+	}
+	for _, x := range peers {
+		for _, p := range paths {
+			for _, q := range paths {
+				if p.name == x.ours && q.name == x.reference && p.filter == q.filter {
+					reference = append(reference, [2]*path{p, q})
+				}
+			}
+		}
+	}
+	speeds(w, "speed beside the bare veth pair (more is faster)", limit, columns)
+	speeds(w, "speed beside the reference plugins (more is faster)", reference, columns)
+}
+
+// reportPublished prints what was found at published ports: the second half of the paths has many of them.
+func reportPublished(w io.Writer, one, many []*path) {
+	c := []column{columns[1], columns[2], columns[4]}
+	absolutes(w, slices.Concat(one, many), c)
+	var pairs [][2]*path
+	for i := range many {
+		pairs = append(pairs, [2]*path{many[i], one[i]})
+	}
+	speeds(w, "speed with many published ports : with one", pairs, c)
+}
+
+// absolutes prints the median of the rounds and the best one.
+func absolutes(w io.Writer, paths []*path, columns []column) {
+	rows := [][]string{header("median | best of the rounds", columns)}
+	for _, p := range paths {
+		row := []string{p.title()}
+		for _, c := range columns {
+			v := c.values(p)
+			row = append(row, fmt.Sprintf(c.format+" | "+c.format, median(v), c.best(v)))
+		}
+		rows = append(rows, row)
+	}
+	table(w, rows)
+}
+
+// speeds prints how fast the first path of each pair is beside the second.
+func speeds(w io.Writer, head string, pairs [][2]*path, columns []column) {
+	if len(pairs) == 0 {
+		return
+	}
+	rows := [][]string{header(head, columns)}
+	for _, x := range pairs {
+		row := []string{x[0].title()}
+		if x[1].name != bare {
+			row[0] += " : " + x[1].name
+		}
+		for _, c := range columns {
+			mid, best := c.speed(x[0], x[1])
+			row = append(row, fmt.Sprintf("%.2f | %.2f", mid, best))
+		}
+		rows = append(rows, row)
+	}
+	table(w, rows)
+}
+
+func header(first string, columns []column) []string {
+	row := []string{first}
+	for _, c := range columns {
+		row = append(row, c.head)
+	}
+	return row
+}
+
+// table prints rows with the first column to the left and the others to the right.
+func table(w io.Writer, rows [][]string) {
+	width := make([]int, len(rows[0]))
+	for _, row := range rows {
+		for i, cell := range row {
+			width[i] = max(width[i], utf8.RuneCountInString(cell))
+		}
+	}
+	fmt.Fprintln(w)
+	for _, row := range rows {
+		fmt.Fprintf(w, "%-*s", width[0], row[0])
+		for i, cell := range row[1:] {
+			fmt.Fprintf(w, "%*s", width[i+1]+3, cell)
+		}
+		fmt.Fprintln(w)
+	}
+}
