@@ -51,7 +51,7 @@ install: build ## programs and systemd unit under PREFIX (/usr/local)
 install-cni: build ## seine-cni under the names of the reference plugins in CNI_BIN (/opt/cni/bin), in place of them
 	install -d $(DESTDIR)$(CNI_BIN)
 	install -m 755 bin/seine-cni $(DESTDIR)$(CNI_BIN)/seine-cni
-	for p in seine $(CNI_PLUGINS); do ln -sf seine-cni $(DESTDIR)$(CNI_BIN)/$$p; done
+	for p in $(CNI_PLUGINS); do ln -sf seine-cni $(DESTDIR)$(CNI_BIN)/$$p; done
 
 uninstall: ## remove what install put there (run "seine reset" first to clear the kernel)
 	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(UNITDIR)/seined.service

@@ -56,7 +56,7 @@ var (
 		{pkg: "internal/app", may: []string{"..."}, why: "it puts the daemon together"},
 		{pkg: "cmd/seine", may: []string{"api", "client", "internal/cli", "internal/cli/sandbox"}, why: "the command line must not grow the daemon's parts"},
 		{pkg: "cmd/seined", may: []string{"internal/app"}, why: "a main is flags and one call"},
-		{pkg: "cmd/seine-cni", may: []string{"api", "client", "internal/frontdoor/cni", "internal/kernel", "internal/kernel/linux"}, planned: true, why: "it gives the CNI door a kernel; its start-up time is part of every ADD"},
+		{pkg: "cmd/seine-cni", may: []string{"api", "client", "internal/frontdoor/cni", "internal/kernel", "internal/kernel/linux"}, why: "it gives the CNI door a kernel; its start-up time is part of every ADD"},
 		// beside the layers
 		{pkg: "internal/testkit", may: with(nouns, "internal/kernel/fake", "internal/kernel/linux"), why: "namespaces that stand for hosts, for tests, benches and demos"},
 		{pkg: "internal/archtest", why: "it reads the code, it does not run it"},

@@ -193,8 +193,10 @@ func (r *rig) begin(b *box, cmd *exec.Cmd, until string) *box {
 		close(b.ended)
 	}()
 	r.Cleanup(func() {
-		_ = cmd.Process.Kill()
+		_ = cmd.Process.Signal(syscall.SIGTERM) // it clears up after itself, whether there is a daemon or not
+		late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 		<-b.ended
+		late.Stop()
 	})
 	b.waitFor(until)
 	return b
