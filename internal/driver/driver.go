@@ -23,6 +23,9 @@ type Driver interface {
 	// Objects gives the objects of one endpoint. The endpoint is complete: addresses, MAC, index and interface name
 	// are set.
 	Objects(api.Network, api.Endpoint, kernel.Facts) ([]kernel.Object, error)
+	// Interfaces names the machine's interfaces: via is the one that the endpoint's packets come by, which rules about it
+	// name; end is the machine's end of what leads into the sandbox. Both are "" where there is none.
+	Interfaces(api.Network, api.Endpoint) (via, end string)
 	// Uses says what of the nouns the driver works with.
 	Uses() Uses
 }
@@ -65,17 +68,6 @@ func PortName(prefix, network, endpoint string) string {
 func digest(s string, n int) string {
 	sum := sha256.Sum256([]byte(s))
 	return hex.EncodeToString(sum[:])[:n]
-}
-
-// HostInterface is the machine's interface that an endpoint's packets come by: what rules about it name.
-func HostInterface(n api.Network, e api.Endpoint) string {
-	if n.Driver == "ptp" {
-		return PortName(kernel.HostPrefix, n.Name, e.Name)
-	}
-	if n.Interface != "" {
-		return n.Interface
-	}
-	return HostName(n.Name)
 }
 
 // MAC derives a hardware address from an endpoint's first address, so that it is the same after a restart and no

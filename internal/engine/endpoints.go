@@ -58,9 +58,8 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 	}
 	if len(st.Prefixes) > 0 {
 		st.MTU = n.MTU
-		st.HostInterface = driver.PortName(kernel.PortPrefix, n.Name, ep.Name)
-		if n.Driver == "ptp" {
-			st.HostInterface = driver.HostInterface(n, ep)
+		if d := e.Drivers[n.Driver]; d != nil {
+			_, st.HostInterface = d.Interfaces(n, ep)
 		}
 	}
 	keys := e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))

@@ -207,7 +207,7 @@ func (e *Engine) setMachine() error {
 	var names []string
 	for _, n := range e.Store.Networks() {
 		if len(n.Subnets) > 0 {
-			names = append(names, driver.HostInterface(n, api.Endpoint{}))
+			names = append(names, e.via(n))
 		}
 	}
 	if len(names) > 0 {
@@ -262,7 +262,8 @@ func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
 	if err != nil {
 		return nil, err
 	}
-	at := addon.Place{Owner: driver.EndpointOwner(ep.Network, ep.Name), HostInterface: driver.HostInterface(n, ep)}
+	at := addon.Place{Owner: driver.EndpointOwner(ep.Network, ep.Name)}
+	at.HostInterface, _ = d.Interfaces(n, ep)
 	for _, name := range slices.Sorted(mapKeys(e.Addons)) {
 		more, err := e.Addons[name].Objects(n, ep, at, f)
 		if err != nil {
@@ -271,6 +272,15 @@ func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
 		objects = append(objects, more...)
 	}
 	return objects, nil
+}
+
+// via is the machine's interface of a network, or one that is named alike where each endpoint has its own.
+func (e *Engine) via(n api.Network) string {
+	if d := e.Drivers[n.Driver]; d != nil {
+		via, _ := d.Interfaces(n, api.Endpoint{})
+		return via
+	}
+	return ""
 }
 
 func mapKeys[V any](m map[string]V) func(func(string) bool) {

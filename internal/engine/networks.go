@@ -176,7 +176,7 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 		if api.Fold(o.Name) == api.Fold(n.Name) {
 			return api.Errorf(api.Conflict, noun, "differs only in case from network %q", o.Name)
 		}
-		if n.Interface != "" && n.Interface == driver.HostInterface(o, api.Endpoint{}) {
+		if n.Interface != "" && n.Interface == e.via(o) {
 			err := api.FieldError(noun, "interface", n.Interface, fmt.Sprintf("is the interface of network %q", o.Name), "a name that is not in use")
 			err.Code = api.Conflict
 			return err

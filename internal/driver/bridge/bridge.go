@@ -25,9 +25,17 @@ func New() Driver { return Driver{} }
 // Uses implements driver.Driver.
 func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
 
+// Interfaces implements driver.Driver: the bridge, and its port.
+func (Driver) Interfaces(n api.Network, e api.Endpoint) (via, end string) {
+	if via = n.Interface; via == "" {
+		via = driver.HostName(n.Name)
+	}
+	return via, driver.PortName(kernel.PortPrefix, n.Name, e.Name)
+}
+
 // Network implements driver.Driver: the bridge with its addresses, and the network's elements.
-func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
-	br := driver.HostInterface(n, api.Endpoint{})
+func (d Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
+	br, _ := d.Interfaces(n, api.Endpoint{})
 	// A bridge without an address of its own takes the lowest of its ports, and changes it as they come and go: the
 	// gateway's entry in every container would go stale.
 	mac := driver.MAC(n.Subnets[0].Gateway)
@@ -48,11 +56,11 @@ func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
 }
 
 // Objects implements driver.Driver: the veth, and addresses and routes inside.
-func (Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel.Object, error) {
-	host := driver.PortName(kernel.PortPrefix, n.Name, e.Name)
+func (d Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel.Object, error) {
+	br, host := d.Interfaces(n, e)
 	alias := driver.Alias(driver.EndpointOwner(n.Name, e.Name))
 	out := []kernel.Object{
-		&kernel.Link{Name: host, Type: kernel.Veth, MTU: n.MTU, Alias: alias, Master: driver.HostInterface(n, e),
+		&kernel.Link{Name: host, Type: kernel.Veth, MTU: n.MTU, Alias: alias, Master: br,
 			Port: &kernel.Port{
 				// With bridge netfilter, a port published by the container that asks for it is bridged back to it.
 				Hairpin:  len(e.Ports) > 0 && (f.BridgeFilter4 || f.BridgeFilter6),

@@ -16,6 +16,9 @@ func New() Driver { return Driver{} }
 // Uses implements driver.Driver.
 func (Driver) Uses() driver.Uses { return driver.Uses{} }
 
+// Interfaces implements driver.Driver: none.
+func (Driver) Interfaces(api.Network, api.Endpoint) (via, end string) { return "", "" }
+
 // Network implements driver.Driver: nothing.
 func (Driver) Network(api.Network, kernel.Facts) ([]kernel.Object, error) { return nil, nil }
 

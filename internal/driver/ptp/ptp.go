@@ -23,6 +23,12 @@ func New() Driver { return Driver{} }
 // Uses implements driver.Driver.
 func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
 
+// Interfaces implements driver.Driver: the veth's end is both.
+func (Driver) Interfaces(n api.Network, e api.Endpoint) (via, end string) {
+	end = driver.PortName(kernel.HostPrefix, n.Name, e.Name)
+	return end, end
+}
+
 // Network implements driver.Driver: the network's elements, and an end for packets to addresses that no endpoint has:
 // they would leave by the machine's default route.
 func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
@@ -34,8 +40,8 @@ func (Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) {
 }
 
 // Objects implements driver.Driver: the veth, and addresses and routes of both ends.
-func (Driver) Objects(n api.Network, e api.Endpoint, _ kernel.Facts) ([]kernel.Object, error) {
-	host := driver.HostInterface(n, e)
+func (d Driver) Objects(n api.Network, e api.Endpoint, _ kernel.Facts) ([]kernel.Object, error) {
+	host, _ := d.Interfaces(n, e)
 	alias := driver.Alias(driver.EndpointOwner(n.Name, e.Name))
 	ns, dev := e.Sandbox.Netns, e.Sandbox.Interface
 	out := []kernel.Object{
