@@ -231,35 +231,53 @@ const (
 	lostEvery  = time.Minute            // endpoints whose namespace is gone are collected
 )
 
-// watchKernel mends what others change, as the kernel tells it, and on a slow tick what it does not tell.
+// watchKernel mends what others change, as the kernel tells it, and on a slow tick what it does not tell. When the
+// kernel stops telling it asks anew: that is no reason to end.
 func (d *daemon) watchKernel(ctx context.Context) error {
-	events, err := d.kernel.Watch(ctx)
-	if err != nil {
-		return err
+	for ctx.Err() == nil {
+		events, err := d.kernel.Watch(ctx)
+		if err == nil {
+			d.watchEvents(ctx, events)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		d.log.Warn("the kernel's notifications ended; asking for them again", "err", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+		d.loop.Touch() // what was missed
 	}
+	return nil
+}
+
+func (d *daemon) watchEvents(ctx context.Context, events <-chan linux.Event) {
 	full, lost := time.NewTicker(fullEvery), time.NewTicker(lostEvery)
 	defer full.Stop()
 	defer lost.Stop()
-	refresh := time.NewTimer(0)
+	refresh, pending := time.NewTimer(0), true
 	defer refresh.Stop()
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case ev, ok := <-events:
 			if !ok {
-				return errors.New("ended")
+				return
 			}
-			d.log.Debug("kernel changed", "keys", ev.Keys, "all", ev.All, "facts", ev.Facts)
+			d.log.Debug("kernel changed", "keys", ev.Keys, "down", ev.Down, "all", ev.All, "facts", ev.Facts)
 			if ev.All || len(d.wanted(ev.Down)) > 0 {
 				d.loop.Touch()
 			} else if keys := d.wanted(ev.Keys); len(keys) > 0 {
 				d.loop.Touch(keys...)
 			}
-			if ev.Facts {
+			if ev.Facts && !pending {
 				refresh.Reset(factsDelay)
+				pending = true
 			}
 		case <-refresh.C:
+			pending = false
 			d.refreshFacts(ctx)
 		case <-full.C:
 			d.loop.Touch()

@@ -44,6 +44,8 @@ func TestNoNamespace(t *testing.T) {
 }
 
 func TestHoldNamesUser(t *testing.T) {
+	defer func(d time.Duration) { userTime = d }(userTime)
+	userTime = 10 * time.Second // the machine may be busy
 	k, ns := newKernel(t)
 	run(t, ns, "ip", "link", "set", "lo", "up")
 	var l net.Listener
