@@ -137,7 +137,7 @@ func bindPort(h *kernel.Hold) (int, error) {
 }
 
 // userTime bounds the search for the program that has a port: it is only a help for people.
-const userTime = 200 * time.Millisecond
+var userTime = 200 * time.Millisecond
 
 // user names the program that has a port, as " (nginx, process 12)"; "" where that is not found soon. It runs on a
 // thread in the namespace.
