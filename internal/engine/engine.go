@@ -355,7 +355,7 @@ func refused(noun string, err error) error {
 		code = api.Conflict
 	case errors.Is(err, kernel.ErrUnsupported):
 		code = api.Unsupported
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded), errors.Is(err, reconcile.ErrEnded):
 		code = api.Unavailable
 	}
 	return api.Errorf(code, noun, "%w", err)

@@ -33,7 +33,12 @@ type Reconciler struct {
 	waiters []*waiter
 	failed  map[kernel.Key]*problem
 	wake    chan struct{}
+	ended   chan struct{} // closed when Run is over
 }
+
+// ErrEnded says that the reconciler does nothing any more. What was asked of it is done by the next one, which compares
+// the whole kernel with what is wanted then.
+var ErrEnded = errors.New("the reconciler has ended")
 
 type waiter struct {
 	keys []kernel.Key
@@ -51,7 +56,7 @@ type problem struct {
 // New makes a Reconciler; Run makes it work.
 func New(k kernel.Kernel, want *desired.Set, log *slog.Logger) *Reconciler {
 	return &Reconciler{kernel: k, want: want, log: log, dirty: map[kernel.Key]bool{}, failed: map[kernel.Key]*problem{},
-		wake: make(chan struct{}, 1)}
+		wake: make(chan struct{}, 1), ended: make(chan struct{})}
 }
 
 // Loaded says that the desired set is complete: from now on what is ours and unwanted is removed. Before, a listing
@@ -86,6 +91,8 @@ func (r *Reconciler) wait(ctx context.Context, keys []kernel.Key, look, full boo
 		return w.err
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-r.ended:
+		return ErrEnded
 	}
 }
 
@@ -105,15 +112,15 @@ func (r *Reconciler) mark(keys []kernel.Key, look, full bool, w *waiter) {
 	}
 }
 
-// Run works until ctx ends; waiters that are left then get its error.
+// Run works until ctx ends; who waits then, or later, is told so. It is called once.
 func (r *Reconciler) Run(ctx context.Context) {
+	defer close(r.ended)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		timer.Reset(r.nextRetry())
 		select {
 		case <-ctx.Done():
-			r.finish(r.takeWaiters(), ctx.Err())
 			return
 		case <-r.wake:
 		case <-timer.C:
@@ -377,14 +384,6 @@ func (r *Reconciler) Plan(ctx context.Context, owner string) ([]kernel.Change, e
 		return nil, err
 	}
 	return kernel.Diff(want, actual), nil
-}
-
-func (r *Reconciler) takeWaiters() []*waiter {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	w := r.waiters
-	r.waiters = nil
-	return w
 }
 
 func (r *Reconciler) nextRetry() time.Duration {

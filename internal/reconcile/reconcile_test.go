@@ -201,25 +201,19 @@ func TestRefusalIsTriedAgainAndKept(t *testing.T) {
 	})
 }
 
-func TestWaitersAreAnsweredWhenTheLoopEnds(t *testing.T) {
+func TestWhoWaitsIsToldThatTheLoopEnded(t *testing.T) {
 	k, want := fake.New(), desired.New()
 	r := reconcile.New(k, want, quiet)
+	keys, _ := want.Set("n", bridge("br", 1500)...)
+	early := make(chan error)
+	go func() { early <- r.Sync(context.Background(), keys) }()
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	done := make(chan error, 1)
-	keys, _ := want.Set("n", bridge("br", 1500)...)
-	waiting, stop := context.WithTimeout(context.Background(), 5*time.Second)
-	defer stop()
-	go func() { done <- r.Sync(waiting, keys) }()
-	for {
-		r.Run(ctx)
-		select {
-		case err := <-done:
-			if err != nil && !errors.Is(err, context.Canceled) {
-				t.Errorf("error is %v", err)
-			}
-			return
-		default:
-		}
+	r.Run(ctx)
+	if err := <-early; err != nil && !errors.Is(err, reconcile.ErrEnded) && !errors.Is(err, context.Canceled) {
+		t.Errorf("who waited: %v", err)
+	}
+	if err := r.Sync(context.Background(), keys); !errors.Is(err, reconcile.ErrEnded) {
+		t.Errorf("who came later: %v", err)
 	}
 }
