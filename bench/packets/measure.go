@@ -120,7 +120,7 @@ func child(ctx context.Context, role string, o order) (*exec.Cmd, error) {
 func (b *bench) containers(ctx context.Context, match *regexp.Regexp) error {
 	paths := b.wanted(match)
 	if len(paths) == 0 {
-		warn("SKIPPED: no path between containers is left to measure")
+		fmt.Println("\nno path between two containers was asked for, or is left to measure")
 		return nil
 	}
 	for _, p := range paths {

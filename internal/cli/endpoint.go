@@ -93,7 +93,11 @@ func (a *app) networkConnect() *cobra.Command {
 				return err
 			}
 			t := &table{}
-			t.add(fmt.Sprintf("endpoint %s attached as %s: %s", e.Key(), e.Sandbox.Interface, list(e.Addresses)))
+			line := "endpoint " + e.Key() + " attached"
+			if e.Sandbox.Interface != "" { // some drivers make none
+				line += " as " + e.Sandbox.Interface + ": " + list(e.Addresses)
+			}
+			t.add(line)
 			return a.print(*out, e, []string{e.Key()}, t)
 		},
 	}
@@ -244,7 +248,7 @@ func (a *app) endpointInspect() *cobra.Command {
 			t.add("Endpoint:", e.Key())
 			t.add("State:", stateOf(e))
 			t.add("Addresses:", list(e.Addresses))
-			t.add("Interface:", e.Sandbox.Interface+" in "+e.Sandbox.Netns)
+			t.add("Interface:", strings.TrimPrefix(e.Sandbox.Interface+" in "+e.Sandbox.Netns, " "))
 			t.add("Ports:", list(e.Ports))
 			t.add("Created:", e.Created)
 			return a.print(*out, e, []string{e.Key()}, t)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -46,6 +47,8 @@ type run struct {
 	box    *sandbox.Sandbox
 	gone   bool           // the program was started
 	broken syscall.Signal // the signal that came before that
+	ending int            // how many signals came that end programs
+	giveUp func()         // ends the wait for the daemon to detach; nil while there is none
 }
 
 func (a *app) runCommand() *cobra.Command {
@@ -84,7 +87,10 @@ func (r *run) check() (first api.Endpoint, err error) {
 	if err := r.apply(&first); err != nil {
 		return first, err
 	}
-	for _, n := range r.networks {
+	for i, n := range r.networks {
+		if slices.Contains(r.networks[:i], n) {
+			return first, api.FieldError("", "--network", n, "is given twice", "each network once")
+		}
 		join, isJoin := strings.CutPrefix(n, joinPrefix)
 		if !isJoin && n != hostNetwork {
 			continue
@@ -284,12 +290,20 @@ func (r *run) undo(box *sandbox.Sandbox, attached []api.Endpoint) error {
 	if !r.host && r.join == "" {
 		ctx, cancel := context.WithTimeout(context.Background(), undoTime)
 		defer cancel()
+		r.setGiveUp(cancel)
+		defer r.setGiveUp(nil)
 		err := r.ask(ctx, "detaching "+r.name, func(ctx context.Context, c *client.Client) error { return detach(ctx, c, box.Netns(), attached) })
 		if err != nil {
 			errs = append(errs, fmt.Errorf("not detached: %w; the daemon will do it", err))
 		}
 	}
 	return errors.Join(append(errs, box.Close())...)
+}
+
+func (r *run) setGiveUp(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.giveUp = f
 }
 
 // detach detaches what was attached, and what else is in the namespace. The former is not looked for in the list: when
@@ -300,10 +314,10 @@ func detach(ctx context.Context, c *client.Client, netns string, attached []api.
 	tried := map[string]bool{}
 	for _, e := range attached {
 		err := c.DeleteEndpoint(ctx, e.Network, e.Name, e.Revision)
-		switch api.CodeOf(err) {
-		case api.NotFound, api.Stale:
+		switch code := api.CodeOf(err); {
+		case code == api.NotFound, code == api.Stale:
 			continue
-		case api.Unavailable:
+		case code == api.Unavailable, ctx.Err() != nil:
 			return err
 		}
 		errs, tried[e.Key()] = append(errs, err), true
@@ -321,8 +335,8 @@ func detach(ctx context.Context, c *client.Client, netns string, attached []api.
 	return errors.Join(errs...)
 }
 
-// catchSignals hands signals on to the program; before it runs, one that ends programs breaks off what is under way.
-// The function that it gives ends that.
+// catchSignals hands signals on to the program. Before that runs, one that ends programs breaks off what is under way;
+// after it ended, one more breaks off the wait for the daemon. The function that it gives ends that.
 func (r *run) catchSignals(breakOff func()) func() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2)
@@ -343,8 +357,15 @@ func (r *run) catchSignals(breakOff func()) func() {
 func (r *run) signal(sig syscall.Signal, breakOff func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	ends := sig != syscall.SIGUSR1 && sig != syscall.SIGUSR2
+	if ends {
+		r.ending++
+	}
+	if ends && r.giveUp != nil && r.ending > 1 { // the first one may be late: the program got it too, and has ended
+		r.giveUp()
+	}
 	if !r.gone {
-		if sig != syscall.SIGUSR1 && sig != syscall.SIGUSR2 && r.broken == 0 {
+		if ends && r.broken == 0 {
 			r.broken = sig
 			breakOff()
 		}

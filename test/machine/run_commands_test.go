@@ -14,6 +14,36 @@ import (
 	"github.com/seine-net/seine/internal/testkit"
 )
 
+// refusals are what TestNetworkCommands tries while there are the networks default, with the container web, and lab.
+var refusals = []struct {
+	code int
+	says []string
+	args string
+}{
+	{4, []string{`network "lab"`, "exists"}, "network create lab"},
+	{2, []string{`name "a/b"`, "want 1 to 63 letters"}, "network create a/b"},
+	{2, []string{`--subnet "10.0.0.0/40"`, "want a range such as"}, "network create x --subnet 10.0.0.0/40"},
+	{2, []string{`subnets[0].prefix "10.0.0.1/24"`, "want 10.0.0.0/24"}, "network create x --subnet 10.0.0.1/24"},
+	{4, []string{`subnets[0].prefix "10.9.0.0/16"`, `"lab"`}, "network create x --subnet 10.9.0.0/16"},
+	{2, []string{`--gateway "10.1.0.1"`, "want an address in a --subnet"}, "network create x --gateway 10.1.0.1"},
+	{2, []string{`mtu "12"`, "want 1280 to 65535"}, "network create x --mtu 12"},
+	{2, []string{`driver "nope"`, "want ", "bridge"}, "network create x --driver nope"},
+	{2, []string{"--mtu", "many"}, "network create x --mtu many"},
+	{2, []string{`argument "y" is too much`}, "network create x y"},
+	{2, []string{`command "seine netwrok" is not known; did you mean network?`}, "netwrok"},
+	{3, []string{`network "nope"`, "does not exist"}, "network inspect nope"},
+	{3, []string{`network "nope"`, "does not exist"}, "network rm nope"},
+	{4, []string{`network "default"`, "endpoint", "web"}, "network rm default"},
+	{3, []string{`container "nobody"`, "is on no network"}, "network connect lab nobody"},
+	{3, []string{`network "nope" does not exist`}, "network connect nope web"},
+	{4, []string{`endpoint "default/web"`, "exists"}, "network connect default web"},
+	{3, []string{`endpoint "lab/web"`, "does not exist"}, "network disconnect lab web"},
+	{3, []string{`endpoint "default/nobody"`, "does not exist"}, "endpoint inspect default/nobody"},
+	{2, []string{`"web"`, "want NETWORK/NAME"}, "endpoint inspect web"},
+	{2, []string{`"xml"`, "want one of table, json, yaml"}, "network ls -o xml"},
+	{2, []string{"needs --yes"}, "reset"},
+}
+
 func TestNetworkCommands(t *testing.T) {
 	r := newCLIRig(t, options{})
 	var nets []api.Network
@@ -39,36 +69,9 @@ func TestNetworkCommands(t *testing.T) {
 	r.matches(r.ok("network", "ls"), "lab bridge 10.9.0.0/24, fd00:9::/64 0 internal")
 
 	web := r.web("--name", "web", "-p", "8080:80")
-	r.checkConnect(web)
+	r.checkConnect()
 
-	for _, c := range []struct {
-		code int
-		says []string
-		args string
-	}{
-		{4, []string{`network "lab"`, "exists"}, "network create lab"},
-		{2, []string{`name "a/b"`, "want 1 to 63 letters"}, "network create a/b"},
-		{2, []string{`--subnet "10.0.0.0/40"`, "want a range such as"}, "network create x --subnet 10.0.0.0/40"},
-		{2, []string{`subnets[0].prefix "10.0.0.1/24"`, "want 10.0.0.0/24"}, "network create x --subnet 10.0.0.1/24"},
-		{4, []string{`subnets[0].prefix "10.9.0.0/16"`, `"lab"`}, "network create x --subnet 10.9.0.0/16"},
-		{2, []string{`--gateway "10.1.0.1"`, "want an address in a --subnet"}, "network create x --gateway 10.1.0.1"},
-		{2, []string{`mtu "12"`, "want 1280 to 65535"}, "network create x --mtu 12"},
-		{2, []string{`driver "nope"`, "want ", "bridge"}, "network create x --driver nope"},
-		{2, []string{"--mtu", "many"}, "network create x --mtu many"},
-		{2, []string{`argument "y" is too much`}, "network create x y"},
-		{2, []string{`command "seine netwrok" is not known; did you mean network?`}, "netwrok"},
-		{3, []string{`network "nope"`, "does not exist"}, "network inspect nope"},
-		{3, []string{`network "nope"`, "does not exist"}, "network rm nope"},
-		{4, []string{`network "default"`, "endpoint", "web"}, "network rm default"},
-		{3, []string{`container "nobody"`, "is on no network"}, "network connect lab nobody"},
-		{3, []string{`network "nope" does not exist`}, "network connect nope web"},
-		{4, []string{`endpoint "default/web"`, "exists"}, "network connect default web"},
-		{3, []string{`endpoint "lab/web"`, "does not exist"}, "network disconnect lab web"},
-		{3, []string{`endpoint "default/nobody"`, "does not exist"}, "endpoint inspect default/nobody"},
-		{2, []string{`"web"`, "want NETWORK/NAME"}, "endpoint inspect web"},
-		{2, []string{`"xml"`, "want one of table, json, yaml"}, "network ls -o xml"},
-		{2, []string{"needs --yes"}, "reset"},
-	} {
+	for _, c := range refusals {
 		r.refused(c.code, c.says, strings.Fields(c.args)...)
 	}
 	web.ctrlC()
@@ -79,7 +82,7 @@ func TestNetworkCommands(t *testing.T) {
 }
 
 // checkConnect connects a running web server to the internal network lab, and takes it away again.
-func (r *rig) checkConnect(web *box) {
+func (r *rig) checkConnect() {
 	r.Helper()
 	r.matches(r.ok("network", "connect", "lab", "web", "--ip", "10.9.0.80", "--alias", "store"), `endpoint lab/web attached as eth1: 10\.9\.0\.80, fd00:9::\S+`)
 	var all []api.Endpoint

@@ -1,6 +1,7 @@
 package machine_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -18,6 +19,8 @@ import (
 // TestRunEnds: however a `seine run` ends, nothing is left of it.
 func TestRunEnds(t *testing.T) {
 	r := newCLIRig(t, options{})
+	r.ok("network", "create", "back", "--internal")
+	r.atRest("back")
 	before := dump(t, r.machine.NS)
 	kill := func(sig syscall.Signal) func(*box, api.Endpoint) {
 		return func(b *box, _ api.Endpoint) { b.signal(b.cmd.Process.Pid, sig) }
@@ -34,6 +37,7 @@ func TestRunEnds(t *testing.T) {
 		{"SIGTERM to what the daemon says is its process", func(b *box, e api.Endpoint) { b.signal(e.Sandbox.PID, syscall.SIGTERM) }, 143},
 		{"SIGKILL of that", func(b *box, e api.Endpoint) { b.signal(e.Sandbox.PID, syscall.SIGKILL) }, 137},
 		{"detached meanwhile", func(b *box, e api.Endpoint) { r.ok("endpoint", "rm", e.Key()); b.ctrlC() }, 130},
+		{"connected meanwhile", func(b *box, _ api.Endpoint) { r.ok("network", "connect", "back", "web"); b.ctrlC() }, 130},
 		{"SIGKILL of the command line", kill(syscall.SIGKILL), 137},
 		{"SIGKILL of all", func(b *box, _ api.Endpoint) { b.signal(-b.cmd.Process.Pid, syscall.SIGKILL) }, 137},
 	} {
@@ -128,16 +132,11 @@ func terminal(t *testing.T) (keys, tty *os.File) {
 // TestRunThatCant: what can't be is told with its cause, nothing is started, nothing is left.
 func TestRunThatCant(t *testing.T) {
 	r := newCLIRig(t, options{})
-	for _, network := range []string{"tcp4", "tcp6"} {
-		l, err := r.machine.Listen(network, ":8081")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		if network == "tcp4" {
-			l.Close()
-		}
+	taken, err := r.machine.Listen("tcp6", ":8081") // of one family only
+	if err != nil {
+		t.Fatal(err)
 	}
+	defer taken.Close()
 	text := filepath.Join(r.dir, "text")
 	if err := os.WriteFile(text, []byte("no program"), 0o600); err != nil {
 		t.Fatal(err)
@@ -226,6 +225,56 @@ func TestRunOutlivesTheDaemon(t *testing.T) {
 	r.nothingLeft(before, namespaces...)
 }
 
+// TestRunWithADaemonThatHangs: who does not want to wait for the daemon presses Ctrl-C again.
+func TestRunWithADaemonThatHangs(t *testing.T) {
+	r := newCLIRig(t, options{})
+	before := dump(t, r.machine.NS)
+	web := r.web("--name", "web", "-p", "8080:80")
+	ep := r.endpoint("default", "web")
+	ns := r.inside(ep.Sandbox.Netns)
+	_ = r.daemon.Process.Signal(syscall.SIGSTOP)
+	defer func() { _ = r.daemon.Process.Signal(syscall.SIGCONT) }()
+	r.eventually(patience, func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.daemon.Process.Pid))
+		if err == nil && !strings.Contains(string(stat), ") T ") {
+			err = errors.New("the daemon goes on")
+		}
+		return err
+	})
+	late := r.run("seine: asking the daemon …\n", "-v", "--name", "late", "--", "touch", filepath.Join(r.dir, "started"))
+	web.ctrlC()
+	r.eventually(patience, func() error { // the program has ended, the command line waits
+		if _, err := os.Stat(fmt.Sprintf("/proc/%d", ep.Sandbox.PID)); err == nil {
+			return errors.New("it runs")
+		}
+		return nil
+	})
+	late.ctrlC()
+	r.eventually(patience, func() error {
+		select {
+		case <-web.ended:
+			return nil
+		default:
+			_ = syscall.Kill(-web.cmd.Process.Pid, syscall.SIGINT) // it may be ending
+			return errors.New("it still waits")
+		}
+	})
+	for _, b := range []*box{web, late} {
+		if code := b.wait(); code != 130 {
+			t.Errorf("exit code %d: %s", code, b)
+		}
+	}
+	if !strings.Contains(web.String(), "the daemon will do it") || !strings.Contains(late.String(), "broken off by SIGINT") {
+		t.Errorf("%s%s", web, late)
+	}
+	_ = r.daemon.Process.Signal(syscall.SIGCONT)
+	r.eventually(patience, func() error { return r.left(ns) })
+	r.nothingLeft(before, ns)
+	if _, err := os.Stat(filepath.Join(r.dir, "started")); err == nil {
+		t.Error("what was broken off was started")
+	}
+}
+
 // TestDaemonEndsWhileContainersDo: the daemon ends soon after SIGTERM, also when it is just detaching.
 func TestDaemonEndsWhileContainersDo(t *testing.T) {
 	r := newCLIRig(t, options{})
@@ -242,9 +291,15 @@ func TestDaemonEndsWhileContainersDo(t *testing.T) {
 			t.Errorf("SIGTERM to the daemon while containers end: %v", err)
 		}
 		r.daemon = nil
+		for _, b := range boxes {
+			b.wait()
+		}
 		r.start()
 		r.eventually(patience, func() error { return r.left() })
 		r.nothingLeft(before)
+		if t.Failed() {
+			return
+		}
 	}
 }
 

@@ -94,15 +94,24 @@ func (r *rig) seine(args ...string) said {
 	var out, errs bytes.Buffer
 	cmd := r.command(args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := r.finish(cmd); err != nil && !errors.As(err, &exit) {
+		r.Fatalf("seine %s: %v\n%s%s", strings.Join(args, " "), err, &out, &errs)
+	}
+	return said{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+}
+
+// finish runs a program on the machine to its end.
+func (r *rig) finish(cmd *exec.Cmd) error {
 	if err := r.machine.Start(cmd); err != nil {
-		r.Fatal(err)
+		return err
 	}
 	late := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	err := cmd.Wait()
 	if !late.Stop() {
-		r.Fatalf("seine %s: not within %s: %v\n%s%s", strings.Join(args, " "), patience, err, &out, &errs)
+		return fmt.Errorf("not within %s", patience)
 	}
-	return said{out.String(), errs.String(), cmd.ProcessState.ExitCode()}
+	return err
 }
 
 // ok runs a command line that works, and gives what it printed on standard output.
@@ -202,7 +211,7 @@ func (r *rig) begin(b *box, cmd *exec.Cmd, until string) *box {
 	return b
 }
 
-// serve starts a `seine run` of a web server.
+// web starts a `seine run` of a web server, at port 80.
 func (r *rig) web(args ...string) *box {
 	r.Helper()
 	return r.run("serving [::]:80\n", append(args, "--", r.peer(), "serve", "[::]:80")...)
@@ -232,7 +241,7 @@ func (b *box) waitFor(text string) {
 	}
 }
 
-// signal sends to the process; to its whole group where it is negative, as a terminal does.
+// signal sends a signal to a process, or to the whole group of one where pid is negative.
 func (b *box) signal(pid int, sig syscall.Signal) {
 	b.r.Helper()
 	if err := syscall.Kill(pid, sig); err != nil {
@@ -280,8 +289,8 @@ func (r *rig) inside(path string) uint64 {
 	return st.Ino
 }
 
-// left says what of `seine run` is still there besides what the kernel of the machine holds: endpoints, namespaces with
-// their paths and locks, and processes in any of the namespaces.
+// left says what of `seine run` is still there besides what the machine's own tools would show: endpoints, paths and locks
+// of namespaces, processes in any of these, and port 8080 of the machine, which the stories publish.
 func (r *rig) left(namespaces ...uint64) error {
 	var errs []error
 	all, err := r.client.Endpoints(r.Context())
@@ -305,6 +314,13 @@ func (r *rig) left(namespaces ...uint64) error {
 			}
 		}
 	}
+	for _, network := range []string{"tcp4", "tcp6"} {
+		if l, err := r.machine.Listen(network, ":8080"); err != nil {
+			errs = append(errs, fmt.Errorf("port 8080 is not free again: %w", err))
+		} else {
+			l.Close()
+		}
+	}
 	return errors.Join(append(errs, err, err2)...)
 }
 
@@ -315,22 +331,8 @@ func (r *rig) nothingLeft(before string, namespaces ...uint64) {
 	if err := r.left(namespaces...); err != nil {
 		r.Error(err)
 	}
-	r.portsFree()
 	r.unchanged(before)
 	r.clean()
-}
-
-// portsFree checks that nobody holds port 8080 of the machine.
-func (r *rig) portsFree() {
-	r.Helper()
-	for _, network := range []string{"tcp4", "tcp6"} {
-		l, err := r.machine.Listen(network, ":8080")
-		if err != nil {
-			r.Errorf("port 8080 is not free again: %v", err)
-			continue
-		}
-		l.Close()
-	}
 }
 
 // get asks a web server from a namespace of the lab.

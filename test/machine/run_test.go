@@ -250,11 +250,7 @@ func TestRunManyAtOnce(t *testing.T) {
 		cmd := r.command("run", "-q", "--", r.peer(), "get", "tcp4,tcp6", "http://web/")
 		cmd.Stdout, cmd.Stderr = &answers, &answers
 		wg.Go(func() {
-			err := r.machine.Start(cmd)
-			if err == nil {
-				err = cmd.Wait()
-			}
-			if err != nil {
+			if err := r.finish(cmd); err != nil {
 				_, _ = io.WriteString(&answers, err.Error())
 			}
 		})

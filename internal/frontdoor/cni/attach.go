@@ -108,6 +108,25 @@ func (s *seen) missing(want []kernel.Object) []kernel.Object {
 	return out
 }
 
+// undo gives the changes that take back what was made or changed of some objects. The table stays: it was wanted along
+// with a chain and may hold all that other attachments have.
+func (s *seen) undo(made []kernel.Object) []kernel.Change {
+	var back []kernel.Change
+	for _, o := range made {
+		switch o.(type) {
+		case *kernel.Table:
+			continue
+		case *kernel.Sysctl: // its Delete puts Before back
+		default:
+			if s.byKey[o.Key()] != nil {
+				continue
+			}
+		}
+		back = append(back, kernel.Change{Op: kernel.Delete, Old: o})
+	}
+	return back
+}
+
 // attacher is a plugin that makes an interface.
 type attacher struct {
 	load func(*request) (maker, error)
@@ -124,6 +143,10 @@ func (p attacher) prepare(r *request) (maker, ipam, error) {
 	}
 	if i == nil && m.needsIPAM() {
 		return nil, nil, invalid("ipam.type", "", "is missing", "an address plugin such as host-local")
+	}
+	if i == nil && r.verb == verbAdd && !atLeast(r.version, "0.3.0") {
+		_, err := (&Result{}).old(r.version) // better now than when all is made
+		return nil, nil, err
 	}
 	return m, i, nil
 }
@@ -223,15 +246,7 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 		}
 	}
 	back = append(back, kernel.Change{Op: kernel.Delete, Old: p.link})
-	for _, o := range shared {
-		if have := s.byKey[o.Key()]; have != nil {
-			if c, ok := o.(*kernel.Sysctl); ok {
-				back = append(back, kernel.Change{Op: kernel.Delete, Old: c}) // puts Before back
-			}
-			continue
-		}
-		back = append(back, kernel.Change{Op: kernel.Delete, Old: o})
-	}
+	back = append(back, s.undo(shared)...)
 	for _, o := range p.replace {
 		back = append(back, kernel.Change{Op: kernel.Create, New: o})
 	}

@@ -97,6 +97,12 @@ func pick(args []string) (string, plugin) {
 func run(ctx context.Context, p plugin, r *request) ([]byte, error) {
 	switch r.verb {
 	case verbAdd:
+		if r.prev != nil {
+			// A chained plugin hands it on: what can't be written must be found before anything is changed.
+			if _, err := r.prev.encode(r.version); err != nil {
+				return nil, err
+			}
+		}
 		res, err := p.add(ctx, r)
 		if err != nil {
 			return nil, err

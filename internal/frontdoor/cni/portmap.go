@@ -327,16 +327,7 @@ func (p *ports) apply(ctx context.Context, plan portPlan, s *seen, shared []kern
 	if err == nil {
 		return nil
 	}
-	var back []kernel.Change
-	for _, o := range append(append([]kernel.Object(nil), plan.own...), shared...) {
-		if have := s.byKey[o.Key()]; have != nil {
-			if c, ok := o.(*kernel.Sysctl); ok {
-				back = append(back, kernel.Change{Op: kernel.Delete, Old: c}) // puts Before back
-			}
-			continue
-		}
-		back = append(back, kernel.Change{Op: kernel.Delete, Old: o})
-	}
+	back := s.undo(append(append([]kernel.Object(nil), plan.own...), shared...))
 	return errors.Join(append([]error{err}, applyAll(context.WithoutCancel(ctx), p.r.kernel, back)...)...)
 }
 

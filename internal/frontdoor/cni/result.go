@@ -220,6 +220,9 @@ func (r *Result) validate() error {
 		if ip.Gateway.IsValid() && ip.Gateway.Is4() != ip.Address.Addr().Is4() {
 			return invalid(fmt.Sprintf("ips[%d].gateway", i), ip.Gateway, "is of another family than the address", "one of the same")
 		}
+		if n := ip.Interface; n != nil && (*n < 0 || *n >= len(r.Interfaces)) {
+			return invalid(fmt.Sprintf("ips[%d].interface", i), *n, "is no index into interfaces", fmt.Sprintf("less than %d, or none", len(r.Interfaces)))
+		}
 	}
 	for i, rt := range r.Routes {
 		if !rt.Dst.IsValid() {

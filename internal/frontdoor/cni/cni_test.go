@@ -1,0 +1,305 @@
+package cni
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/kernel/fake"
+)
+
+const netns = "/run/netns/c"
+
+// node is a machine without a kernel of its own.
+type node struct {
+	testing.TB
+	kernel *fake.Kernel
+	data   string
+}
+
+func newNode(t testing.TB) *node {
+	n := &node{TB: t, kernel: fake.New(), data: t.TempDir()}
+	n.kernel.AddNamespace(netns)
+	return n
+}
+
+// call runs a plugin; in the configuration DATA stands for host-local's directory.
+func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
+	n.Helper()
+	vars := map[string]string{"CNI_COMMAND": verb, "CNI_CONTAINERID": "c", "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.data}
+	for _, kv := range env {
+		k, v, _ := strings.Cut(kv, "=")
+		vars[k] = v
+	}
+	var out, stderr bytes.Buffer
+	next := byte(0)
+	h := &Host{
+		Args: []string{"/opt/cni/bin/" + plugin}, Stdout: &out, Stderr: &stderr,
+		Stdin:   strings.NewReader(strings.ReplaceAll(conf, "DATA", n.data)),
+		Getenv:  func(k string) string { return vars[k] },
+		Environ: func() []string { return nil },
+		Kernel:  func() kernel.Kernel { return n.kernel },
+		Netns: func(path string) (netnsKind, error) {
+			if path == netns || path == "/run/netns/other" {
+				return netnsOther, nil
+			}
+			return netnsGone, fmt.Errorf("there is no such file")
+		},
+		Lock:   func(bool) (func(), error) { return func() {}, nil },
+		Random: func(b []byte) { next++; b[len(b)-1] = next },
+		IPv6:   func() bool { return true },
+	}
+	code := Main(n.Context(), h)
+	return out.String(), code
+}
+
+// with gives a configuration with some keys set.
+func with(conf, key string, value any) string {
+	var c map[string]any
+	if err := json.Unmarshal([]byte(conf), &c); err != nil {
+		panic(err)
+	}
+	c = maps.Clone(c)
+	c[key] = value
+	b, _ := json.Marshal(c)
+	return string(b)
+}
+
+const (
+	dualIPAM = `{"type": "host-local", "dataDir": "DATA", "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]]}`
+	bridge1  = `{"cniVersion": "1.1.0", "name": "net", "type": "bridge", "bridge": "br1", "isDefaultGateway": true, "ipMasq": true, "ipam": ` + dualIPAM + `}`
+	ptp1     = `{"cniVersion": "1.1.0", "name": "net", "type": "ptp", "ipMasq": true, "ipam": ` + dualIPAM + `}`
+	portmap1 = `{"cniVersion": "1.1.0", "name": "net", "type": "portmap", "runtimeConfig": {"portMappings": [
+		{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}, {"HostPort": 53, "ContainerPort": 53, "Protocol": "UDP", "HostIP": "192.0.2.1"}]},
+		"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "br1"}, {"name": "eth0", "sandbox": "/run/netns/c"}],
+		"ips": [{"address": "10.1.0.2/24", "interface": 1}, {"address": "fd00:1::2/64", "interface": 1}]}}`
+)
+
+// What one plugin makes, the other's tests see in test/cni; here it is that DEL takes it back, and what has to be there.
+func TestAddAndDel(t *testing.T) {
+	for plugin, c := range map[string]struct {
+		conf string
+		want []string
+	}{
+		"bridge":   {bridge1, []string{"br1", "10.1.0.1/24", "fd00:1::1/64", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
+		"ptp":      {ptp1, []string{"10.1.0.1/32", "fd00:1::1/128", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
+		"portmap":  {portmap1, []string{"port4", "port6", "host4", "tcp . 8080", "udp . 192.0.2.1 . 53"}},
+		"loopback": {`{"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}`, []string{"lo"}},
+	} {
+		t.Run(plugin, func(t *testing.T) {
+			n := newNode(t)
+			if plugin == "portmap" {
+				n.kernel.AddForeign(&kernel.Link{Name: "br1", Type: kernel.Bridge})
+				n.kernel.AddForeign(&kernel.LinkUp{Link: "br1"})
+			}
+			out, code := n.call(plugin, "ADD", c.conf)
+			if code != 0 {
+				t.Fatalf("ADD: %s", out)
+			}
+			dump := n.kernel.Dump()
+			for _, w := range c.want {
+				if !strings.Contains(dump, w) {
+					t.Errorf("after ADD the kernel does not hold %q:\n%s", w, dump)
+				}
+			}
+			if out, code := n.call(plugin, "DEL", c.conf); code != 0 || out != "" {
+				t.Errorf("DEL: %d %s", code, out)
+			}
+			for _, line := range strings.Split(n.kernel.Dump(), "\n") {
+				if strings.Contains(line, markPrefix) || strings.Contains(line, netns) {
+					t.Errorf("DEL leaves %s", line)
+				}
+			}
+		})
+	}
+}
+
+func TestResultOfEachVersion(t *testing.T) {
+	for _, version := range versions {
+		n := newNode(t)
+		out, code := n.call("bridge", "ADD", with(bridge1, "cniVersion", version))
+		if code != 0 {
+			t.Fatalf("%s: %s", version, out)
+		}
+		old := version == "0.1.0" || version == "0.2.0"
+		for text, want := range map[string]bool{
+			fmt.Sprintf("%q: %q", "cniVersion", version): true,
+			`"ip4"`:          old,
+			`"ip6"`:          old,
+			`"interfaces"`:   !old,
+			`"ips"`:          !old,
+			`"version": "6"`: version[0] == '0' && !old,
+			`"dns": {}`:      version[0] == '0',
+		} {
+			if strings.Contains(out, text) != want {
+				t.Errorf("%s: %s in the result is %v, want %v:\n%s", version, text, !want, want, out)
+			}
+		}
+		res, err := decodeResult([]byte(out), version)
+		if err != nil || len(res.IPs) != 2 || len(res.Routes) != 2 {
+			t.Errorf("%s: read back %+v (%v)", version, res, err)
+		}
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for _, c := range []struct {
+		plugin, verb, conf string
+		env                string
+		code               Code
+		names              []string
+	}{
+		{"bridge", "ADD", `{`, "", CodeDecode, nil},
+		{"bridge", "ADD", `{"cniVersion": "9.0.0", "name": "net"}`, "", CodeVersion, []string{"9.0.0", "1.1.0"}},
+		{"bridge", "ADD", `{"cniVersion": "1.1.0"}`, "", CodeConfig, []string{"missing network name"}},
+		{"bridge", "ADD", bridge1, "CNI_NETNS=", CodeEnvironment, []string{"required env variables [CNI_NETNS] missing"}},
+		{"bridge", "ADD", bridge1, "CNI_NETNS=/gone", CodeNetns, []string{"/gone"}},
+		{"bridge", "ADD", bridge1, "CNI_IFNAME=a/b", CodeEnvironment, []string{"CNI_IFNAME", "a/b"}},
+		{"bridge", "ADD", bridge1, "CNI_ARGS=COLOUR=red", CodeEnvironment, []string{"CNI_ARGS", "COLOUR"}},
+		{"bridge", "ADD", bridge1, "CNI_ARGS=MAC=01:00:00:00:00:00", CodeConfig, []string{"mac", "group"}},
+		{"bridge", "ADD", bridge1, "CNI_ARGS=IP=10.9.0.1", CodeConfig, []string{"CNI_ARGS IP", "10.9.0.1", "10.1.0.1-10.1.0.254"}},
+		{"bridge", "NOVERB", bridge1, "", CodeEnvironment, []string{"unknown CNI_COMMAND: NOVERB"}},
+		{"bridge", "GC", with(bridge1, "cniVersion", "1.0.0"), "", CodeVersion, []string{"GC", "1.1.0"}},
+		{"bridge", "GC", bridge1, "", CodeConfig, []string{"cni.dev/valid-attachments"}},
+		{"bridge", "CHECK", bridge1, "", CodeConfig, []string{"prevResult"}},
+		{"bridge", "ADD", with(bridge1, "mtu", 5), "", CodeConfig, []string{"mtu", "5", "68 to 65535"}},
+		{"bridge", "ADD", with(bridge1, "mtu", "big"), "", CodeDecode, []string{"mtu", "number"}},
+		{"bridge", "ADD", with(bridge1, "vlan", 7), "", CodeUnsupported, []string{"vlan", "7"}},
+		{"bridge", "ADD", with(bridge1, "vlan", 5000), "", CodeConfig, []string{"vlan", "5000", "4094"}},
+		{"bridge", "ADD", with(bridge1, "macspoofchk", true), "", CodeUnsupported, []string{"macspoofchk"}},
+		{"bridge", "ADD", with(bridge1, "bridge", "lo"), "", CodeConfig, []string{"bridge", "lo"}},
+		{"bridge", "ADD", `{"name": "net"}`, "", CodeConfig, []string{"0.1.0", "0.3.0"}},
+		{"loopback", "ADD", `{"cniVersion": "0.2.0", "name": "lo", "prevResult": {"cniVersion": "1.0.0"}}`, "", CodeConfig, []string{"0.2.0", "0.3.0"}},
+		{"ptp", "ADD", `{"cniVersion": "1.1.0", "name": "net"}`, "", CodeConfig, []string{"ipam.type"}},
+		{"ptp", "ADD", with(ptp1, "ipMasqBackend", "pf"), "", CodeConfig, []string{"ipMasqBackend", "pf", "nftables"}},
+		{"ptp", "ADD", with(ptp1, "ipam", map[string]any{"type": "nothere"}), "", CodeConfig, []string{"ipam.type", "nothere"}},
+		{"portmap", "ADD", with(portmap1, "conditionsV4", []string{"-s", "10.0.0.0/8"}), "", CodeUnsupported, []string{"conditionsV4"}},
+		{"portmap", "ADD", with(portmap1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"portmap", "ADD", strings.Replace(portmap1, `"interface": 1`, `"interface": 9`, 1), "", CodeConfig, []string{"ips[0].interface", "9"}},
+		{"portmap", "ADD", strings.Replace(portmap1, "8080", "80800", 1), "", CodeConfig, []string{"portMappings[0].hostPort", "80800", "1 to 65535"}},
+	} {
+		n := newNode(t)
+		before := n.kernel.Snapshot()
+		out, status := n.call(c.plugin, c.verb, c.conf, c.env)
+		var got struct {
+			Code Code
+			Msg  string
+		}
+		if err := json.Unmarshal([]byte(out), &got); err != nil || status != 1 || got.Code != c.code {
+			t.Errorf("%s %s %s %s: status %d, %s; want code %d", c.plugin, c.verb, c.conf, c.env, status, out, c.code)
+		}
+		for _, w := range c.names {
+			if !strings.Contains(out, w) {
+				t.Errorf("%s %s %s %s: %s does not name %q", c.plugin, c.verb, c.conf, c.env, out, w)
+			}
+		}
+		if d := before.Diff(n.kernel.Snapshot()); d != "" {
+			t.Errorf("%s %s %s %s: changed\n%s", c.plugin, c.verb, c.conf, c.env, d)
+		}
+	}
+}
+
+// A failure at any change takes back what is the attachment's and nothing of another's.
+func TestFailedAddSparesOthers(t *testing.T) {
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1} {
+		for at := 1; ; at++ {
+			n := newNode(t)
+			n.kernel.AddNamespace("/run/netns/other")
+			if out, code := n.call(plugin, "ADD", conf); code != 0 {
+				t.Fatal(out)
+			}
+			// Another subnet, so that chains and addresses are to be made.
+			second := strings.NewReplacer("10.1.", "10.2.", "fd00:1:", "fd00:2:", "br1", "br2", `"net"`, `"two"`).Replace(conf)
+			before := n.kernel.Dump()
+			done := 0 // from change at on everything fails but removals: a failure that passes is tried again
+			n.kernel.FailIf(func(c kernel.Change) error {
+				if done++; done >= at && c.Op != kernel.Delete {
+					return errors.New("no memory")
+				}
+				return nil
+			})
+			out, code := n.call(plugin, "ADD", second, "CNI_IFNAME=eth1", "CNI_NETNS=/run/netns/other")
+			n.kernel.FailIf(nil)
+			if code == 0 {
+				if at < 10 {
+					t.Errorf("%s: ADD succeeds though change %d fails", plugin, at)
+				}
+				break
+			}
+			after := n.kernel.Dump()
+			for _, line := range strings.Split(before, "\n") {
+				if !strings.Contains(after, line) {
+					t.Errorf("%s: change %d failed (%s): gone is %s", plugin, at, strings.TrimSpace(out), line)
+				}
+			}
+			if strings.Contains(after, " two c eth1") || strings.Contains(after, "10.2.0.2") {
+				t.Errorf("%s: change %d failed: left behind in\n%s", plugin, at, after)
+			}
+			if at > 100 {
+				t.Fatal("no ADD succeeds")
+			}
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	for i, c := range []string{bridge1, ptp1, portmap1, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
+		f.Add(c, byte(i))
+	}
+	f.Fuzz(func(t *testing.T, conf string, pick byte) { fuzz(t, conf, pick, "") })
+}
+
+func FuzzPrevResult(f *testing.F) {
+	f.Add(`{"cniVersion": "1.1.0", "interfaces": [{"name": "br1"}], "ips": [{"address": "10.1.0.2/24", "interface": 3}]}`, byte(3))
+	f.Add(`{"ip4": {"ip": "10.1.0.2/24", "routes": [{"dst": "0.0.0.0/0"}]}}`, byte(1))
+	f.Fuzz(func(t *testing.T, prev string, pick byte) {
+		var v any
+		if json.Unmarshal([]byte(prev), &v) != nil {
+			return
+		}
+		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1}[pick%4], "prevResult", v), pick, "")
+	})
+}
+
+func FuzzArgs(f *testing.F) {
+	for _, s := range []string{"IgnoreUnknown=1;A=b", "IP=10.1.0.9;MAC=02:00:00:00:00:01", "GATEWAY=;;=", "IP=::ffff:10.1.0.3/120,fd00:1::9"} {
+		f.Add(s, byte(0))
+	}
+	f.Fuzz(func(t *testing.T, args string, pick byte) { fuzz(t, []string{bridge1, ptp1}[pick%2], pick, args) })
+}
+
+// fuzz calls a plugin: it must not panic, print an error of the specification where it fails, and then have changed
+// nothing. Address stores are kept where the test ends them.
+func fuzz(t *testing.T, conf string, pick byte, args string) {
+	var c struct {
+		IPAM struct {
+			Type, DataDir string
+		}
+	}
+	if json.Unmarshal([]byte(conf), &c); c.IPAM.DataDir != "DATA" && c.IPAM.Type != "static" {
+		if conf = strings.ReplaceAll(conf, "host-local", "static"); strings.Contains(conf, `\`) {
+			return // written in a way that could hide the name of a plugin that writes
+		}
+	}
+	n := newNode(t)
+	plugin := []string{"bridge", "ptp", "static", "portmap"}[pick%4]
+	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
+		before := n.kernel.Snapshot()
+		out, code := n.call(plugin, verb, conf, "CNI_ARGS="+args)
+		if code == 0 {
+			continue
+		}
+		var e struct{ Code Code }
+		if err := json.Unmarshal([]byte(out), &e); err != nil || e.Code == 0 {
+			t.Fatalf("%s %s: %q is no error of the specification", plugin, verb, out)
+		}
+		if d := before.Diff(n.kernel.Snapshot()); d != "" && (e.Code == CodeConfig || e.Code == CodeDecode || e.Code == CodeEnvironment) {
+			t.Fatalf("%s %s: %s, but changed\n%s", plugin, verb, out, d)
+		}
+	}
+}
