@@ -285,6 +285,7 @@ func (d *daemon) watchEvents(ctx context.Context, events <-chan linux.Event) {
 			if err := d.engine.Collect(ctx); err != nil {
 				d.log.Warn("collecting lost endpoints", "err", err)
 			}
+			d.machine.ended() // a program that was killed may have held its lock when it was looked for
 		}
 	}
 }

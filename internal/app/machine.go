@@ -20,6 +20,7 @@ type machine struct {
 	ended func()
 	own   uint64 // inode of the namespace that we work in
 
+	calls sync.WaitGroup
 	mu    sync.Mutex
 	procs map[int32]watched // pidfd → what to do when it becomes readable
 	epoll int
@@ -115,7 +116,7 @@ func (m *machine) WatchProcess(pid int, start uint64, gone func()) {
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.ESRCH):
-		go gone() // nobody may be called back while holding a lock of theirs
+		m.calls.Go(func() { gone(); m.ended() }) // nobody may be called back while holding a lock of theirs
 	default:
 		m.log.Error("process can't be watched; its endpoints stay when it ends", "pid", pid, "err", err)
 	}
@@ -134,8 +135,7 @@ func (m *machine) forget(fd int32) watched {
 func (m *machine) Run(ctx context.Context) {
 	stop := context.AfterFunc(ctx, func() { _, _ = unix.Write(m.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) })
 	defer stop()
-	var calls sync.WaitGroup
-	defer calls.Wait()
+	defer m.calls.Wait()
 	events := make([]unix.EpollEvent, 64)
 	for ctx.Err() == nil {
 		n, err := unix.EpollWait(m.epoll, events, -1)
@@ -148,7 +148,7 @@ func (m *machine) Run(ctx context.Context) {
 				continue
 			}
 			if w := m.forget(ev.Fd); w.gone != nil {
-				calls.Go(func() { w.gone(); m.ended() })
+				m.calls.Go(func() { w.gone(); m.ended() })
 			}
 		}
 	}

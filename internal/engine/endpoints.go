@@ -207,6 +207,9 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 	if uses.Sandbox && ep.Sandbox.Netns == "" {
 		return api.FieldError(noun, "sandbox.netns", "", "is empty", "the path of a network namespace")
 	}
+	if !uses.Sandbox && ep.Sandbox.Netns != "" {
+		return api.FieldError(noun, "sandbox.netns", ep.Sandbox.Netns, fmt.Sprintf("has no meaning for driver %q", n.Driver), "none: its endpoints use the machine's own network")
+	}
 	if !uses.Subnets && (len(ep.Addresses) > 0 || ep.MAC != "") {
 		return api.FieldError(noun, "addresses", ep.Addresses, fmt.Sprintf("have no meaning for driver %q", n.Driver), "none, and no MAC")
 	}
@@ -294,21 +297,13 @@ func (e *Engine) reserve(noun string, n api.Network, ep *api.Endpoint, old *api.
 		if errors.Is(err, pool.ErrFull) {
 			return api.Errorf(api.Exhausted, noun, "%w", err)
 		}
-		bad := api.FieldError(noun, field, ask, errors.Unwrap(err).Error()+detail(err), "a free address of "+s.Prefix.String()+", or none to have one chosen")
+		bad := api.FieldError(noun, field, ask, err.Error(), "a free address of "+s.Prefix.String()+", or none to have one chosen")
 		if errors.Is(err, pool.ErrTaken) {
 			bad.Code = api.Conflict
 		}
 		return bad
 	}
 	return nil
-}
-
-// detail is nothing for errors whose cause says it all; the cause of the pool's errors does.
-func detail(err error) string {
-	if errors.Is(err, pool.ErrTaken) || errors.Is(err, pool.ErrUnfit) {
-		return " (" + err.Error() + ")"
-	}
-	return ""
 }
 
 func subnets(n api.Network) string {

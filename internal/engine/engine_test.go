@@ -155,7 +155,7 @@ func TestRefusals(t *testing.T) {
 		if e.Name == "" {
 			e.Name = "x"
 		}
-		if e.Sandbox.Netns == "" {
+		if e.Sandbox.Netns == "" && e.Network != "h" {
 			e.Sandbox.Netns = "/run/netns/web"
 		}
 		_, err := r.PutEndpoint(ctx, e, 0)
@@ -188,6 +188,7 @@ func TestRefusals(t *testing.T) {
 		{"port taken", end(api.Endpoint{Network: "a", Ports: []api.Port{{HostPort: 8080, ContainerPort: 1}}}), api.Conflict, "ports[0].hostPort"},
 		{"port on internal", end(api.Endpoint{Network: "in", Ports: []api.Port{{HostPort: 81, ContainerPort: 1}}}), api.Invalid, "ports"},
 		{"port on host", end(api.Endpoint{Network: "h", Ports: []api.Port{{HostPort: 81, ContainerPort: 1}}}), api.Invalid, "ports"},
+		{"sandbox on host", end(api.Endpoint{Network: "h", Sandbox: api.Sandbox{Netns: "/run/netns/web"}}), api.Invalid, "sandbox.netns"},
 		{"interface taken", end(api.Endpoint{Network: "a", Sandbox: api.Sandbox{Interface: "eth0"}}), api.Conflict, "sandbox.interface"},
 	} {
 		t.Run(c.name, func(t *testing.T) { code(t, c.err, c.code, c.field) })

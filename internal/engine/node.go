@@ -124,12 +124,12 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	before := func(name string) string { return e.Store.Value("before/" + name) }
 	if before("net/ipv4/ip_forward") == "0" || before("net/ipv6/conf/all/forwarding") == "0" {
 		add("note", "forwarding", "the machine did not forward packets", "forwarding was turned on; `seine reset` turns it off again")
-	} else {
+	} else if f.Forward4 {
 		add("ok", "forwarding", "the machine forwards packets", "")
 	}
 	for _, l := range f.Links {
 		if before("net/ipv6/conf/"+l.Name+"/accept_ra") == "1" {
-			add("note", "router-advertisements", l.Name+" has its IPv6 default route from a router's advertisements, which a forwarding machine ignores",
+			add("note", "router-advertisements", l.Name+" accepts routers' advertisements, which a forwarding machine ignores",
 				"accept_ra of "+l.Name+" was set to 2, so they go on being accepted")
 		}
 	}

@@ -304,8 +304,12 @@ func (r *Reconciler) settle(keys []kernel.Key, failed []failure, listing error) 
 		r.failed[k] = p
 	}
 	for _, f := range failed {
+		level := slog.LevelDebug // what is mended a moment later, or asks for nothing: the one who waits gets the error
+		if old[f.change.Key()] != nil && !errors.Is(f.err, kernel.ErrNamespaceGone) {
+			level = slog.LevelWarn
+		}
 		note(f.change.Key(), f.err)
-		r.log.Warn("kernel refused", "change", f.change.String(), "err", f.err)
+		r.log.Log(context.Background(), level, "kernel refused", "change", f.change.String(), "err", f.err)
 	}
 	if listing != nil {
 		for _, k := range keys {
