@@ -8,7 +8,8 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 read -ra flags <<<"${TESTFLAGS:-}"
-common=(-timeout 10m -vet=off "${flags[@]}") # make test vets by itself
+# -count=1: the tests of whole programs build these by themselves, which the cache of results does not see.
+common=(-count=1 -timeout 10m -vet=off "${flags[@]}") # make test vets by itself
 say() { echo "== $*"; }
 
 race=(-race)

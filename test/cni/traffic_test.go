@@ -97,3 +97,32 @@ func TestTwoAttachments(t *testing.T) {
 		r.same("after three DELs", before)
 	})
 }
+
+// TestFirstDefaultRouteIsUsed: both networks bring default routes of one metric. The second's waits behind.
+func TestFirstDefaultRouteIsUsed(t *testing.T) {
+	each(t, func(r *rig, make func(*rig, string, int) *libcni.NetworkConfigList) {
+		one, two := make(r, "one", 1), make(r, "two", 2)
+		r.add(one, "c", "eth0")
+		r.add(two, "c", "eth1")
+		used := func(want string) {
+			r.Helper()
+			for _, far := range []netip.Addr{testkit.Far4, testkit.Far6} {
+				out, err := r.container("c").Exec(r.Context(), "ip", "route", "get", far.String())
+				if err != nil || !strings.Contains(out, "dev "+want+" ") {
+					r.Errorf("route to %s: %v, %s; want by %s", far, err, out, want)
+				}
+			}
+		}
+		used("eth0")
+		for list, ifname := range map[*libcni.NetworkConfigList]string{one: "eth0", two: "eth1"} {
+			if err := r.runtime.CheckNetworkList(r.Context(), list, r.conf("c", ifname)); err != nil {
+				r.Errorf("check of %s: %v", ifname, err)
+			}
+		}
+		r.del(one, r.conf("c", "eth0"))
+		used("eth1")
+		r.add(one, "c", "eth0")
+		r.del(two, r.conf("c", "eth1"))
+		used("eth0")
+	})
+}

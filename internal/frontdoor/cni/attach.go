@@ -231,7 +231,10 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 		err = fmt.Errorf("can't make interface %q in the container: %w", p.link.Peer.Name, err)
 	}
 	if err == nil {
-		err = reconcile.Apply(ctx, r.kernel, p.own, nil)
+		inside, rest := p.insideRoutes()
+		if err = reconcile.Apply(ctx, r.kernel, rest, nil); err == nil {
+			err = addRoutes(ctx, r.kernel, inside)
+		}
 	}
 	if err == nil {
 		return nil
@@ -251,6 +254,65 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 		back = append(back, kernel.Change{Op: kernel.Create, New: o})
 	}
 	return errors.Join(append([]error{err}, applyAll(ctx, r.kernel, back)...)...)
+}
+
+// insideRoutes tells the container's routes from the rest of what the attachment has.
+func (p *plan) insideRoutes() (routes, rest []kernel.Object) {
+	for _, o := range p.own {
+		if rt, ok := o.(*kernel.Route); ok && p.link.Peer != nil && rt.NS == p.link.Peer.NS {
+			routes = append(routes, o)
+		} else {
+			rest = append(rest, o)
+		}
+	}
+	return routes, rest
+}
+
+// behind gives the routes with the metrics that they can have beside those of the container's other interfaces: one that
+// another interface has already comes behind it. So the first attachment's default route is used, as with the reference
+// plugins, and when that attachment goes the next one's takes over.
+func behind(ctx context.Context, k kernel.Kernel, routes []kernel.Object) ([]kernel.Object, error) {
+	const most = 64 // interfaces of one container with one destination
+	for range most {
+		objs, err := k.List(ctx, kernel.Scope{Objects: routes})
+		if err != nil {
+			return nil, err
+		}
+		s, moved := newSeen(objs), false
+		next := make([]kernel.Object, len(routes))
+		for i, o := range routes {
+			r := o.(*kernel.Route)
+			if have, ok := s.byKey[r.Key()].(*kernel.Route); ok && have.Link != r.Link {
+				later := *r
+				later.Metric++
+				r, moved = &later, true
+			}
+			next[i] = r
+		}
+		if routes = next; !moved {
+			return routes, nil
+		}
+	}
+	return routes, nil
+}
+
+// addRoutes makes the container's routes. One that somebody else made there stays.
+func addRoutes(ctx context.Context, k kernel.Kernel, routes []kernel.Object) error {
+	routes, err := behind(ctx, k, routes)
+	if err != nil {
+		return err
+	}
+	var changes []kernel.Change
+	for _, o := range routes {
+		changes = append(changes, kernel.Change{Op: kernel.Create, New: o})
+	}
+	var errs []error
+	for _, err := range applyAll(ctx, k, changes) {
+		if !errors.Is(err, kernel.ErrExists) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // takeOver removes elements that another attachment left behind under a key that is this one's now, such as that of an
@@ -398,8 +460,12 @@ func (p attacher) check(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
+	inside, rest := p2.insideRoutes()
+	if inside, err = behind(ctx, r.kernel, inside); err != nil {
+		return err
+	}
 	want := append([]kernel.Object{p2.link}, p2.shared...)
-	for _, o := range append(p2.own, p2.chains...) {
+	for _, o := range append(append(rest, inside...), p2.chains...) {
 		// What the reference plugin made is no element of ours; sysctls are the container's to change.
 		switch o.(type) {
 		case *kernel.Sysctl:
