@@ -20,6 +20,9 @@ const (
 	ctaV6Dst        = 4
 	ctaProtoNum     = 1
 	ctaProtoDst     = 3
+	ctaFilter       = 25 // CTA_FILTER, with CTA_FILTER_ORIG_FLAGS and CTA_FILTER_REPLY_FLAGS below it
+	ctaFilterOrig   = 1
+	ctaFilterReply  = 2
 	ctGetStats      = 5 // IPCTNL_MSG_CT_GET_STATS
 	ctaStatsEntries = 1 // CTA_STATS_GLOBAL_ENTRIES
 )
@@ -77,6 +80,14 @@ func (p *space) dropFlows(fam uint8, want []kernel.Flow) error {
 			return nil
 		}
 	}
+	if len(want) <= maxFiltered && dropFiltered(so, fam, want) {
+		return nil
+	}
+	return dropDumped(so, fam, want)
+}
+
+// dropDumped finds the entries in a dump of all.
+func dropDumped(so *sock, fam uint8, want []kernel.Flow) error {
 	rs, err := so.dump(newMsg(unix.NFNL_SUBSYS_CTNETLINK<<8|ctGet, 0, []byte{fam, 0, 0, 0}))
 	if err != nil {
 		return err
@@ -103,23 +114,78 @@ func (p *space) dropFlows(fam uint8, want []kernel.Flow) error {
 	return nil
 }
 
+// maxFiltered is up to how many flows one message each is cheaper than one dump: the kernel walks its table for each, but
+// passes over empty buckets without locking them: tens of microseconds instead of 12 ms for 262,144 of them.
+const maxFiltered = 16
+
+// What of a tuple a filter compares (enum in the kernel's nf_conntrack_netlink.c).
+const (
+	filterIPDst     = 1 << 1
+	filterProto     = 1 << 3
+	filterProtoPort = 1 << 5
+)
+
+// dropFiltered has the kernel find the entries by itself, which it can from 6.9 on. It reports whether it could. It
+// can't with an IPv6 address: the kernel (6.18 still) takes the entries of all others then.
+func dropFiltered(so *sock, fam uint8, want []kernel.Flow) bool {
+	var msgs []*msg
+	for _, w := range want {
+		if w.Addr.Is6() {
+			return false
+		}
+		// Version 1 of the header means that the family counts.
+		m := newMsg(unix.NFNL_SUBSYS_CTNETLINK<<8|ctDelete, 0, []byte{fam, 1, 0, 0})
+		flags := uint32(filterProto | filterProtoPort)
+		m.nested(ctaTupleOrig, func() {
+			if w.Addr.IsValid() {
+				flags |= filterIPDst
+				m.nested(ctaTupleIP, func() { m.attr(ctaV4Dst, w.Addr.AsSlice()) })
+			}
+			m.nested(ctaTupleProto, func() {
+				m.u8(ctaProtoNum, unix.IPPROTO_UDP)
+				m.attr(ctaProtoDst, binary.BigEndian.AppendUint16(nil, w.Port))
+			})
+		})
+		m.nested(ctaFilter, func() {
+			m.u32(ctaFilterOrig, flags)
+			m.u32(ctaFilterReply, 0)
+		})
+		msgs = append(msgs, m)
+	}
+	for _, err := range so.exec(msgs...) {
+		if err != nil {
+			return false
+		}
+	}
+	return true
+}
+
 // anyFlow reports whether an entry's original direction is one of those that are wanted gone.
 func anyFlow(want []kernel.Flow, tuple []byte) bool {
 	proto := attrOf(tuple, ctaTupleProto)
 	if num := attrOf(proto, ctaProtoNum); len(num) != 1 || num[0] != unix.IPPROTO_UDP {
 		return false
 	}
-	port := attrOf(proto, ctaProtoDst)
+	dst := destination(tuple)
+	for _, w := range want {
+		if dst.Port() == w.Port && (!w.Addr.IsValid() || w.Addr == dst.Addr()) {
+			return true
+		}
+	}
+	return false
+}
+
+// destination gives address and port that a tuple leads to; the port is 0 where it has none.
+func destination(tuple []byte) netip.AddrPort {
 	ip := attrOf(tuple, ctaTupleIP)
 	raw := attrOf(ip, ctaV4Dst)
 	if raw == nil {
 		raw = attrOf(ip, ctaV6Dst)
 	}
-	dst, _ := netip.AddrFromSlice(raw)
-	for _, w := range want {
-		if len(port) == 2 && binary.BigEndian.Uint16(port) == w.Port && (!w.Addr.IsValid() || w.Addr == dst) {
-			return true
-		}
+	addr, _ := netip.AddrFromSlice(raw)
+	port := uint16(0)
+	if b := attrOf(attrOf(tuple, ctaTupleProto), ctaProtoDst); len(b) == 2 {
+		port = binary.BigEndian.Uint16(b)
 	}
-	return false
+	return netip.AddrPortFrom(addr, port)
 }
