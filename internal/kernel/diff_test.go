@@ -57,6 +57,7 @@ func network() []kernel.Object {
 		&kernel.Link{Name: "sn-a", Type: kernel.Veth, Master: "sn-z", Peer: &kernel.Peer{NS: "/a", Name: "eth0"}},
 		&kernel.Sysctl{Name: "net/ipv4/conf/sn-a/forwarding", Value: "1"},
 		&kernel.Qdisc{Link: "sn-a", Type: "clsact"},
+		&kernel.Redirect{Link: "sn-a", To: "sn-i"},
 		&kernel.Addr{Link: "sn-z", Prefix: prefix("10.1.0.1/24")},
 		&kernel.LinkUp{NS: "/a", Link: "eth0"},
 		&kernel.LinkUp{Link: "sn-a"},

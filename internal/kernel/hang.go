@@ -18,6 +18,8 @@ func HangsOn(o Object) (ns, link string) {
 		return o.NS, o.Link
 	case *Qdisc:
 		return o.NS, o.Link
+	case *Redirect:
+		return o.NS, o.Link
 	case *Sysctl:
 		// net/ipv4/conf/LINK/…, net/ipv6/conf/LINK/…, net/ipv4/neigh/LINK/…
 		f := strings.SplitN(o.Name, "/", 5)

@@ -17,23 +17,24 @@ type Kind uint8
 
 // The kinds, in the order in which they are made.
 const (
-	KindTable   Kind = iota + 1 // an nftables table with its sets, maps and chains
-	KindChain                   // one further chain in such a table
-	KindAccept                  // an accept rule in a chain that is somebody else's
-	KindHold                    // a port of the machine kept from other programs
-	KindLink                    // a network interface, not yet up
-	KindSysctl                  // a value under /proc/sys/net
-	KindQdisc                   // a queueing discipline of a link
-	KindAddr                    // an address on a link
-	KindLinkUp                  // the up state of a link
-	KindRule                    // a policy routing rule
-	KindRoute                   // a route
-	KindNeigh                   // a neighbour (ARP, NDP) entry
-	KindFDB                     // a forwarding entry of a bridge or VXLAN device
-	KindElement                 // an element of an nftables set or map
+	KindTable    Kind = iota + 1 // an nftables table with its sets, maps and chains
+	KindChain                    // one further chain in such a table
+	KindAccept                   // an accept rule in a chain that is somebody else's
+	KindHold                     // a port of the machine kept from other programs
+	KindLink                     // a network interface, not yet up
+	KindSysctl                   // a value under /proc/sys/net
+	KindQdisc                    // a queueing discipline of a link
+	KindRedirect                 // what enters a link sent out by another
+	KindAddr                     // an address on a link
+	KindLinkUp                   // the up state of a link
+	KindRule                     // a policy routing rule
+	KindRoute                    // a route
+	KindNeigh                    // a neighbour (ARP, NDP) entry
+	KindFDB                      // a forwarding entry of a bridge or VXLAN device
+	KindElement                  // an element of an nftables set or map
 )
 
-var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "sysctl", "qdisc", "addr", "up", "rule",
+var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
 	"route", "neigh", "fdb", "element"}
 
 // String gives the word that plans, logs and metrics use for the kind.

@@ -14,6 +14,9 @@ const (
 	Veth     LinkType = "veth"
 	Dummy    LinkType = "dummy"
 	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
+	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
+	// packets go on where they were.
+	IFB LinkType = "ifb"
 )
 
 // Link is a network interface. Whether it is up is an object of its own (LinkUp), so that sysctls and addresses are in
@@ -203,4 +206,28 @@ func (q *Qdisc) String() string {
 		s += fmt.Sprintf(" rate %dbit burst %d limit %d", q.Rate*8, q.Burst, q.Limit)
 	}
 	return s + in(q.NS)
+}
+
+// Redirect sends every packet that enters a link out by another one: a filter of the link's ingress qdisc, which has to
+// be there, that takes all (tc-u32(8)) with the action mirred egress redirect (tc-mirred(8)). A link has one of ours.
+type Redirect struct {
+	NS   string
+	Link string
+	// To is the other link, in the same namespace. Where it is gone, the kernel drops what it is sent and a listing
+	// says "".
+	To string
+}
+
+// Key is the link.
+func (r *Redirect) Key() Key { return Key{KindRedirect, r.NS, r.Link} }
+
+// Holds implements Object.
+func (r *Redirect) Holds(actual Object) bool {
+	a, ok := actual.(*Redirect)
+	return ok && a.To == r.To
+}
+
+// String implements Object.
+func (r *Redirect) String() string {
+	return "filter dev " + r.Link + " ingress redirect dev " + r.To + in(r.NS)
 }

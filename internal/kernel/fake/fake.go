@@ -278,6 +278,8 @@ func (k *Kernel) put(s *space, o kernel.Object, update bool) error {
 		return k.putSysctl(s, o)
 	case *kernel.Qdisc:
 		return k.putQdisc(s, o, update)
+	case *kernel.Redirect:
+		return k.putRedirect(s, o, update)
 	case *kernel.Addr:
 		return k.putAddr(s, o)
 	case *kernel.Route:
@@ -317,7 +319,11 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 		}
 	case *kernel.Qdisc:
 		if l := s.links[o.Link]; l != nil {
-			delete(l.qdiscs, o.Key().Name)
+			k.deleteQdisc(l, o)
+		}
+	case *kernel.Redirect:
+		if l := s.links[o.Link]; l != nil {
+			l.redirect = nil
 		}
 	case *kernel.Addr:
 		k.deleteAddr(s, o)

@@ -32,6 +32,7 @@ type link struct {
 	neighs   map[netip.Addr]*neigh
 	fdb      map[kernel.Key]*kernel.FDB
 	qdiscs   map[string]*kernel.Qdisc // by the name in their key
+	redirect *kernel.Redirect
 }
 
 type neigh struct {
@@ -181,7 +182,7 @@ func (l *link) leaveMaster() {
 
 func checkLink(o *kernel.Link) error {
 	switch o.Type {
-	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.Loopback:
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Loopback:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
@@ -252,6 +253,9 @@ func (k *Kernel) removeLink(l *link) {
 		for _, port := range s.links {
 			if port.master == l.name {
 				port.leaveMaster()
+			}
+			if r := port.redirect; r != nil && r.To == l.name { // it leads nowhere now
+				port.redirect = &kernel.Redirect{NS: r.NS, Link: r.Link}
 			}
 		}
 	}
@@ -325,5 +329,28 @@ func (k *Kernel) putQdisc(s *space, o *kernel.Qdisc, update bool) error {
 		return kernel.ErrAbsent
 	}
 	l.qdiscs[name] = o
+	return nil
+}
+
+func (k *Kernel) deleteQdisc(l *link, o *kernel.Qdisc) {
+	name := o.Key().Name
+	if q := l.qdiscs[name]; q != nil && q.Parent == "" {
+		l.redirect = nil // a filter is the qdisc's
+	}
+	delete(l.qdiscs, name)
+}
+
+func (k *Kernel) putRedirect(s *space, o *kernel.Redirect, update bool) error {
+	l := s.links[o.Link]
+	if l == nil || s.links[o.To] == nil {
+		return kernel.ErrAbsent
+	}
+	if l.qdiscs[(&kernel.Qdisc{Link: o.Link}).Key().Name] == nil {
+		return fmt.Errorf("the link has no ingress qdisc: %w", kernel.ErrAbsent)
+	}
+	if l.redirect != nil && !update && !o.Holds(l.redirect) {
+		return kernel.ErrExists
+	}
+	l.redirect = o
 	return nil
 }

@@ -86,6 +86,10 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 		if l := s.links[o.Link]; l != nil && l.qdiscs[o.Key().Name] != nil {
 			return l.qdiscs[o.Key().Name]
 		}
+	case *kernel.Redirect:
+		if l := s.links[o.Link]; l != nil && l.redirect != nil {
+			return l.redirect
+		}
 	case *kernel.Addr:
 		if l := s.links[o.Link]; l != nil {
 			if a := l.addr(o.Prefix); a != nil {
@@ -256,6 +260,9 @@ func (l *link) hanging(ours bool) []kernel.Object {
 	}
 	for _, q := range l.qdiscs {
 		all = append(all, q)
+	}
+	if l.redirect != nil {
+		all = append(all, l.redirect)
 	}
 	return all
 }

@@ -82,6 +82,7 @@ func cases() []testCase {
 		{"replacing a link", testReplace},
 		{"sysctl", testSysctl},
 		{"sysctl of a link", testLinkSysctl},
+		{"redirect", testRedirect},
 		{"down", testDown},
 		{"down keeps addresses where asked", testKeepAddrs},
 		{"address usable at once", testUsableAtOnce},

@@ -358,3 +358,26 @@ func testFDB(s *suite) {
 	s.make(lone)
 	s.refused(s.create(&kernel.FDB{Link: lone.Name, MAC: one.MAC}), "a forwarding entry of what is no port")
 }
+
+// What a redirect hangs on goes by itself.
+func testRedirect(s *suite) {
+	ingress := &kernel.Qdisc{Link: "sn-a", Type: "ingress"}
+	r := &kernel.Redirect{Link: "sn-a", To: "sn-i"}
+	s.make(bridge("sn-a"), ifb("sn-i"))
+	s.is(s.create(r), kernel.ErrAbsent, "a redirect without an ingress qdisc")
+	s.ok(s.delete(r), "delete a redirect without an ingress qdisc")
+	s.make(ingress)
+	s.is(s.create(with(r, func(r *kernel.Redirect) { r.To = "sn-z" })), kernel.ErrAbsent, "a redirect to no link")
+	s.make(r)
+	s.ok(s.delete(ingress), "delete the qdisc")
+	s.absent(r, ingress)
+	s.make(ingress, r)
+	s.ok(s.delete(ifb("sn-i")), "delete the link that it leads to")
+	if got, _ := s.get(r).(*kernel.Redirect); got == nil || got.To != "" {
+		s.Fatalf("a redirect to a link that went is listed as %v", got)
+	}
+	s.make(ifb("sn-i"))
+	s.settle([]kernel.Object{bridge("sn-a"), ifb("sn-i"), ingress, r}, nil)
+	s.ok(s.delete(bridge("sn-a")), "delete the link")
+	s.absent(r, ingress)
+}

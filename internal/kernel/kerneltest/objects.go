@@ -15,6 +15,10 @@ func bridge(name string) *kernel.Link {
 	return &kernel.Link{Name: name, Type: kernel.Bridge, MTU: 1500, MAC: "02:00:00:00:0b:01", Alias: alias}
 }
 
+func ifb(name string) *kernel.Link {
+	return &kernel.Link{Name: name, Type: kernel.IFB, MTU: 1500, Alias: alias}
+}
+
 // veth is a pair with its main end in the machine's own namespace.
 func veth(name, ns, peer string) *kernel.Link {
 	return &kernel.Link{Name: name, Type: kernel.Veth, MTU: 1500, MAC: "02:00:00:00:0c:01", Alias: alias,
@@ -92,6 +96,7 @@ func everyKind(ns, peerNS string) []kernel.Object {
 		t, c, e, l, b,
 		&kernel.Sysctl{NS: ns, Name: "net/ipv4/conf/sn-a/route_localnet", Value: "1", Before: "0"},
 		&kernel.Qdisc{NS: ns, Link: "sn-a", Type: "tbf", Parent: "root", Rate: 1250000, Burst: 15000, Limit: 30000},
+		&kernel.Redirect{NS: ns, Link: "sn-a", To: "sv-a"},
 		&kernel.Addr{NS: ns, Link: "sn-a", Prefix: pfx("10.1.0.1/24")},
 		&kernel.Addr{NS: ns, Link: "sn-a", Prefix: pfx("fd00:1::1/64")},
 		&kernel.LinkUp{NS: ns, Link: "sn-a"},

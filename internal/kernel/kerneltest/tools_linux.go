@@ -127,6 +127,8 @@ func (h *Tools) Remove(t testing.TB, o kernel.Object) {
 		run("ip", "neigh", "del", o.Addr.String(), "dev", o.Link)
 	case *kernel.FDB:
 		run("bridge", "fdb", "del", o.MAC, "dev", o.Link, "master", "static")
+	case *kernel.Redirect:
+		h.run(t, o.NS, "tc", "filter", "del", "dev", o.Link, "ingress")
 	case *kernel.Qdisc:
 		run("tc", "qdisc", "del", "dev", o.Link, map[bool]string{true: o.Parent, false: o.Type}[o.Parent != ""])
 	case *kernel.Table:

@@ -134,9 +134,21 @@ func (p *space) allQdiscs(owned map[int]*linkInfo, f *found) error {
 	}
 	for i, qs := range qdiscs {
 		for _, q := range qs {
-			if l := owned[i]; l != nil {
-				q.Link = l.name
-				f.add(q)
+			l := owned[i]
+			if l == nil {
+				continue
+			}
+			q.Link = l.name
+			f.add(q)
+			if q.Parent != "" {
+				continue
+			}
+			r, err := p.redirectOf(i, l.name)
+			if err != nil {
+				return err
+			}
+			if r != nil {
+				f.add(r)
 			}
 		}
 	}

@@ -48,7 +48,7 @@ func (s *session) applyRoute(sp *space, run []kernel.Change, errs []error) {
 }
 
 // explain finds out what the kernel means by EINVAL, which is all that it says where a qdisc is not there to be deleted
-// and where no link has the source address of a route.
+// or to put a filter on, and where no link has the source address of a route.
 func (p *space) explain(c kernel.Change, err error) error {
 	if !isErrno(err, unix.EINVAL) {
 		return err
@@ -60,6 +60,11 @@ func (p *space) explain(c kernel.Change, err error) error {
 			return q.Type == o.Type && q.Parent == o.Parent
 		}) {
 			return unix.ENOENT
+		}
+	case *kernel.Redirect:
+		have, lerr := p.qdiscs(p.index[o.Link])
+		if lerr == nil && !slices.ContainsFunc(have[p.index[o.Link]], func(q *kernel.Qdisc) bool { return q.Parent == "" }) {
+			return fmt.Errorf("%w: the link has no ingress qdisc", unix.ENOENT)
 		}
 	case *kernel.Route:
 		have, lerr := p.addrs(0)
@@ -102,6 +107,8 @@ func (p *space) message(c kernel.Change) ([]*msg, error) {
 		m, err = p.fdbChange(c.Op, o)
 	case *kernel.Qdisc:
 		m, err = p.qdiscChange(c.Op, o)
+	case *kernel.Redirect:
+		return p.redirectMsgs(c.Op, o)
 	default:
 		err = errNoMessage
 	}

@@ -43,6 +43,7 @@ var listers = []lister{
 	{[]kernel.Kind{kernel.KindLink, kernel.KindLinkUp}, (*session).listLinks},
 	{[]kernel.Kind{kernel.KindSysctl}, (*session).listSysctls},
 	{[]kernel.Kind{kernel.KindQdisc}, (*session).listQdiscs},
+	{[]kernel.Kind{kernel.KindRedirect}, (*session).listRedirects},
 	{[]kernel.Kind{kernel.KindAddr}, (*session).listAddrs},
 	{[]kernel.Kind{kernel.KindRule}, (*session).listRules},
 	{[]kernel.Kind{kernel.KindRoute}, (*session).listRoutes},

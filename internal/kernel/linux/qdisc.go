@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"math/bits"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/seine-net/seine/internal/kernel"
@@ -94,10 +96,22 @@ func parseTBF(q *kernel.Qdisc, opts []byte) {
 	q.Burst = uint32(uint64(native.Uint32(b[28:])) << tickShift * q.Rate / 1e9)
 }
 
-// sameBurst reports whether two bursts are the same but for the kernel's rounding to ticks.
-func sameBurst(a, b uint32, rate uint64) bool {
-	d := max(a, b) - min(a, b)
-	return uint64(d) <= 2+rate*(2<<tickShift)/1e9
+// sameBurst reports whether a burst that was listed can be the wanted one. The kernel tells the time that it takes, in
+// ticks and of them only the lower 32 bits: what the burst is modulo some 4 minutes of the rate.
+func sameBurst(listed, want uint32, rate uint64) bool {
+	if rate == 0 {
+		return listed == want
+	}
+	ticks := func(burst uint32) uint64 {
+		hi, lo := bits.Mul64(uint64(burst), 1e9)
+		ns, _ := bits.Div64(hi%rate, lo, rate)
+		return ns >> tickShift
+	}
+	w := ticks(want)
+	d := int32(uint32(w) - uint32(ticks(listed)))
+	// Rounding here and there: to ticks, to bytes, and the kernel's own of long times.
+	slack := 4 + ticks(2) + w>>24
+	return uint64(max(d, -d)) <= slack
 }
 
 // qdiscs lists the qdiscs that can be wanted, by link; of one link where index is not 0.
