@@ -17,7 +17,8 @@ type maker interface {
 	masquerades() bool
 	// plan says what an attachment wants the kernel to hold, and the result that tells of it. It is pure: seen is what
 	// the kernel holds of the objects of a plan that was made with nothing seen. An error says that what was seen is in
-	// the way.
+	// the way. Without addresses (a.ips is nil) it is the interface alone, up: also what an address plugin that asks
+	// over the interface finds, see overLink.
 	plan(a *attaching, seen *seen) (*plan, error)
 }
 
@@ -33,6 +34,8 @@ type attaching struct {
 	hostMAC, mac, bridgeMAC string
 	// check leaves out what plugins later in the chain, or the container, may change: MTU, hardware addresses, flags.
 	check bool
+	// made says that the interface is there already, without addresses; what fails now leaves it to the caller.
+	made bool
 	// ips is what the address plugin gave; nil where there is none.
 	ips  *Result
 	dns  DNS
@@ -170,6 +173,9 @@ func (p attacher) add(ctx context.Context, r *request) (*Result, error) {
 		return nil, errorf(CodeInternal, "container %q is attached to network %q as %q already (link %q)", id.containerID, id.network, id.ifname, a.host)
 	}
 	undo := func(context.Context) error { return nil }
+	if _, ok := i.(overLink); ok {
+		return addOverLink(ctx, r, m, i, a)
+	}
 	if i != nil {
 		if a.ips, undo, err = i.add(ctx); err != nil {
 			return nil, err
@@ -202,7 +208,7 @@ func addLocked(ctx context.Context, r *request, m maker, a *attaching) (*Result,
 			unlock() // what others rely on changes: alone
 			continue
 		}
-		err = p.apply(ctx, r, s, shared)
+		err = p.apply(ctx, r, s, shared, a.made)
 		unlock()
 		return p.result, err
 	}
@@ -219,8 +225,8 @@ func replan(ctx context.Context, r *request, m maker, a *attaching, first *plan)
 	return p, s, err
 }
 
-// apply carries the plan out or leaves the kernel as it was.
-func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.Object) error {
+// apply carries the plan out or leaves the kernel as it was; there says that the link was there before.
+func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.Object, there bool) error {
 	if err := p.takeOver(ctx, r, s); err != nil {
 		return err
 	}
@@ -248,7 +254,9 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 			}
 		}
 	}
-	back = append(back, kernel.Change{Op: kernel.Delete, Old: p.link})
+	if !there {
+		back = append(back, kernel.Change{Op: kernel.Delete, Old: p.link})
+	}
 	back = append(back, s.undo(shared)...)
 	for _, o := range p.replace {
 		back = append(back, kernel.Change{Op: kernel.Create, New: o})
@@ -342,11 +350,15 @@ func (p attacher) del(ctx context.Context, r *request) error {
 	m, _ := p.load(r)
 	i, err := ipamOf(r)
 	errs := []error{lenient(err)}
+	_, first := i.(overLink)
+	if first { // while there is an interface to say it by
+		errs = append(errs, i.del(ctx))
+	}
 	if err := delKernel(ctx, r, m, i); err != nil {
 		// The addresses stay taken as long as they may be in use.
 		return errors.Join(append(errs, err)...)
 	}
-	if i != nil {
+	if i != nil && !first {
 		errs = append(errs, i.del(ctx))
 	}
 	return errors.Join(errs...)

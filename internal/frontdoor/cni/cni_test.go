@@ -2,6 +2,7 @@ package cni
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -245,6 +246,89 @@ func TestFailedAddSparesOthers(t *testing.T) {
 			}
 		}
 	}
+}
+
+// askingIPAM is an address plugin that asks over the interface, in place of one with a server behind it.
+type askingIPAM struct {
+	ipam
+	k    *fake.Kernel
+	fail error
+	said *[]string
+}
+
+func (i askingIPAM) asksOverLink() {}
+
+func (i askingIPAM) hear(what string) {
+	up := strings.Contains(i.k.Dump(), "link eth0 up netns "+netns)
+	*i.said = append(*i.said, fmt.Sprintf("%s %v", what, up))
+}
+
+func (i askingIPAM) add(ctx context.Context) (*Result, func(context.Context) error, error) {
+	i.hear("add")
+	if i.fail != nil {
+		return nil, nil, i.fail
+	}
+	res, _, err := i.ipam.add(ctx)
+	return res, func(context.Context) error { i.hear("undo"); return nil }, err
+}
+
+func (i askingIPAM) del(context.Context) error { i.hear("del"); return nil }
+
+// An address plugin that asks over the interface finds it up, whatever it is asked for.
+func TestAddressesOverTheLink(t *testing.T) {
+	n := newNode(t)
+	var said []string
+	var fail error
+	ipams["asking"] = func(r *request) (ipam, error) {
+		i, err := newStatic(r)
+		return askingIPAM{i, n.kernel, fail, &said}, err
+	}
+	defer delete(ipams, "asking")
+	conf := with(bridge1, "ipam", map[string]any{"type": "asking", "addresses": []map[string]string{{"address": "10.1.0.2/24"}}})
+	hear := func(want ...string) {
+		t.Helper()
+		if fmt.Sprint(said) != fmt.Sprint(want) {
+			t.Errorf("the address plugin was asked %v, want %v", said, want)
+		}
+		said = nil
+	}
+	gone := func() {
+		t.Helper()
+		if d := n.kernel.Dump(); strings.Contains(d, netns) || strings.Contains(d, markPrefix) {
+			t.Errorf("left behind:\n%s", d)
+		}
+	}
+	if out, code := n.call("bridge", "ADD", conf); code != 0 || !strings.Contains(out, "10.1.0.2/24") || !strings.Contains(n.kernel.Dump(), "addr 10.1.0.2/24 dev eth0") {
+		t.Fatalf("ADD: %s\n%s", out, n.kernel.Dump())
+	}
+	hear("add true")
+	if out, code := n.call("bridge", "DEL", conf); code != 0 {
+		t.Fatalf("DEL: %s", out)
+	}
+	hear("del true")
+	gone()
+	fail = errors.New("no server answers")
+	if out, code := n.call("bridge", "ADD", conf); code == 0 || !strings.Contains(out, "no server answers") {
+		t.Errorf("ADD: %s", out)
+	}
+	hear("add true")
+	gone()
+	fail = nil
+	n.kernel.FailIf(func(c kernel.Change) error {
+		if a, ok := c.New.(*kernel.Addr); ok && a.NS == netns {
+			return errors.New("no memory")
+		}
+		return nil
+	})
+	if out, code := n.call("bridge", "ADD", conf); code == 0 || !strings.Contains(out, "no memory") {
+		t.Errorf("ADD: %s", out)
+	}
+	hear("add true", "undo true")
+	gone()
+	if out, code := n.call("ptp", "ADD", with(conf, "type", "ptp")); code == 0 || !strings.Contains(out, "ipam.type") {
+		t.Errorf("ptp: ADD: %s", out)
+	}
+	hear()
 }
 
 func FuzzConfig(f *testing.F) {

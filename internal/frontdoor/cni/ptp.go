@@ -38,6 +38,9 @@ func (t *ptp) needsIPAM() bool   { return true }
 func (t *ptp) masquerades() bool { return t.IPMasq }
 
 func (t *ptp) plan(a *attaching, _ *seen) (*plan, error) {
+	if a.ips == nil {
+		return nil, invalid("ipam.type", "dhcp", "asks over the interface, whose only neighbour is the machine", "host-local or static, or an interface plugin such as bridge or macvlan")
+	}
 	if len(a.ips.IPs) == 0 {
 		return nil, invalid("ipam", "", "gives no address", "at least one")
 	}
