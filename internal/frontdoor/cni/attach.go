@@ -366,7 +366,8 @@ func (p attacher) del(ctx context.Context, r *request) error {
 
 func delKernel(ctx context.Context, r *request, m maker, i ipam) error {
 	id := r.ident()
-	scope := kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth(), Type: kernel.Veth}}}
+	// The ifb of the plugin bandwidth goes along: see there.
+	scope := kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth(), Type: kernel.Veth}, &kernel.Link{Name: id.ifb(), Type: kernel.IFB}}}
 	if m == nil || m.masquerades() {
 		if err := findMasquerade(ctx, r, &scope); err != nil {
 			return err
@@ -381,10 +382,11 @@ func delKernel(ctx context.Context, r *request, m maker, i ipam) error {
 	for _, o := range objs {
 		switch o := o.(type) {
 		case *kernel.Link:
-			if o.Name != id.veth() || o.Alias != "" && !id.marked(o.Alias) {
+			ours := o.Name == id.veth() || o.Name == id.ifb() && o.Type == kernel.IFB
+			if !ours || o.Alias != "" && !id.marked(o.Alias) {
 				continue
 			}
-			found = true
+			found = found || o.Name == id.veth()
 			changes = append(changes, kernel.Change{Op: kernel.Delete, Old: o})
 		case *kernel.Element:
 			if id.marked(o.Comment) {

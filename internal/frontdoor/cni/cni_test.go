@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -81,16 +82,93 @@ const (
 		"ips": [{"address": "10.1.0.2/24", "interface": 1}, {"address": "fd00:1::2/64", "interface": 1}]}}`
 )
 
+// bandwidth1 is as CRI-O writes it: a burst as large as can be, and no limit for what the container sends; bandwidth2 has
+// limits of both directions, in containerd's words.
+const (
+	bandwidth1 = `{"cniVersion": "1.1.0", "name": "net", "type": "bandwidth", "runtimeConfig": {"bandwidth": {
+		"ingressRate": 1000000, "ingressBurst": 34359738359, "egressRate": 0, "egressBurst": 0}}, ` + bandwidthPrev + `}`
+	bandwidth2 = `{"cniVersion": "1.1.0", "name": "net", "type": "bandwidth", "runtimeConfig": {"bandwidth": {
+		"IngressRate": 1000000, "IngressBurst": 4294967295, "EgressRate": 2000000, "EgressBurst": 80000}}, ` + bandwidthPrev + `}`
+	bandwidthPrev = `"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "br1"}, {"name": "calif00"}, {"name": "eth0", "sandbox": "/run/netns/c"}],
+		"ips": [{"address": "10.1.0.2/24", "interface": 2}]}`
+)
+
+// limited gives a node a container with a veth that somebody else's plugin made.
+func limited(n *node) *node {
+	n.kernel.AddForeign(&kernel.Link{Name: "br1", Type: kernel.Bridge})
+	n.kernel.AddForeign(&kernel.Link{Name: "calif00", Type: kernel.Veth, MTU: 1400, Peer: &kernel.Peer{NS: netns, Name: "eth0"}})
+	return n
+}
+
+func TestBandwidthPlan(t *testing.T) {
+	ifb := ident{"net", "c", "eth0"}.ifb()
+	for _, c := range []struct {
+		what, conf string
+		want       []string
+	}{
+		{"CRI-O's", bandwidth1, []string{"qdisc dev calif00 root tbf rate 1000000bit burst 4294967294 limit 4294967295"}},
+		{"containerd's", bandwidth2, []string{"qdisc dev calif00 root tbf rate 1000000bit burst 536870911 limit 536874036",
+			"link " + ifb + " type ifb mtu 1400", "link " + ifb + " up", "qdisc dev " + ifb + " root tbf rate 2000000bit burst 10000 limit 16250",
+			"qdisc dev calif00  ingress", "filter dev calif00 ingress redirect dev " + ifb}},
+		{"the configuration wins", strings.Replace(bandwidth2, `"type"`, `"egressRate": 8000, "EGRESSBURST": 8000, "type"`, 1),
+			[]string{"link " + ifb + " type ifb mtu 1400", "link " + ifb + " up", "qdisc dev " + ifb + " root tbf rate 8000bit burst 1000 limit 1025",
+				"qdisc dev calif00  ingress", "filter dev calif00 ingress redirect dev " + ifb}},
+		{"none in the configuration wins too", strings.Replace(bandwidth2, `"type"`, `"egressRate": 0, "type"`, 1), nil},
+	} {
+		n := limited(newNode(t))
+		before := n.kernel.Dump()
+		out, code := n.call("bandwidth", "ADD", c.conf)
+		if code != 0 {
+			t.Fatalf("%s: %s", c.what, out)
+		}
+		var got []string
+		for _, line := range strings.Split(n.kernel.Dump(), "\n") {
+			if !strings.Contains(before, line) {
+				line, _, _ = strings.Cut(strings.TrimPrefix(line, "other's "), " address")
+				line, _, _ = strings.Cut(line, " alias")
+				got = append(got, line)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(c.want)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%s: made\n%s\nwant\n%s", c.what, strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+		}
+		if strings.Contains(out, ifb) != strings.Contains(strings.Join(c.want, " "), ifb) {
+			t.Errorf("%s: the result is %s", c.what, out)
+		}
+	}
+}
+
+// The names that the reference plugin gives its links, read off a machine where it ran.
+func TestReferenceIfb(t *testing.T) {
+	if got := (ident{"bw", "id-c1", "eth0"}).referenceIfb(); got != "bwp6c26ef9234cb" {
+		t.Errorf("got %s", got)
+	}
+	n := limited(newNode(t))
+	n.kernel.AddForeign(&kernel.Link{Name: ident{"net", "c", "eth0"}.referenceIfb(), Type: kernel.IFB})
+	before := n.kernel.Dump()
+	// Another attachment of the container, by its prevResult.
+	if out, code := n.call("bandwidth", "DEL", bandwidth2, "CNI_IFNAME=eth1"); code != 0 || n.kernel.Dump() != before {
+		t.Errorf("DEL of another attachment: %s, leaves\n%s", out, n.kernel.Dump())
+	}
+	theirs := strings.Replace(bandwidth2, `{"name": "calif00"}`, `{"name": "calif00"}, {"name": "`+ident{"net", "c", "eth0"}.referenceIfb()+`"}`, 1)
+	if out, code := n.call("bandwidth", "DEL", theirs); code != 0 || strings.Contains(n.kernel.Dump(), "type ifb") {
+		t.Errorf("DEL of what the reference plugin made: %s, leaves\n%s", out, n.kernel.Dump())
+	}
+}
+
 // What one plugin makes, the other's tests see in test/cni; here it is that DEL takes it back, and what has to be there.
 func TestAddAndDel(t *testing.T) {
 	for plugin, c := range map[string]struct {
 		conf string
 		want []string
 	}{
-		"bridge":   {bridge1, []string{"br1", "10.1.0.1/24", "fd00:1::1/64", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
-		"ptp":      {ptp1, []string{"10.1.0.1/32", "fd00:1::1/128", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
-		"portmap":  {portmap1, []string{"port4", "port6", "host4", "tcp . 8080", "udp . 192.0.2.1 . 53"}},
-		"loopback": {`{"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}`, []string{"lo"}},
+		"bridge":    {bridge1, []string{"br1", "10.1.0.1/24", "fd00:1::1/64", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
+		"ptp":       {ptp1, []string{"10.1.0.1/32", "fd00:1::1/128", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
+		"portmap":   {portmap1, []string{"port4", "port6", "host4", "tcp . 8080", "udp . 192.0.2.1 . 53"}},
+		"bandwidth": {bandwidth2, []string{"type ifb", "redirect", "tbf rate 2000000bit"}},
+		"loopback":  {`{"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}`, []string{"lo"}},
 	} {
 		t.Run(plugin, func(t *testing.T) {
 			n := newNode(t)
@@ -98,6 +176,10 @@ func TestAddAndDel(t *testing.T) {
 				n.kernel.AddForeign(&kernel.Link{Name: "br1", Type: kernel.Bridge})
 				n.kernel.AddForeign(&kernel.LinkUp{Link: "br1"})
 			}
+			if plugin == "bandwidth" {
+				limited(n)
+			}
+			before := n.kernel.Dump()
 			out, code := n.call(plugin, "ADD", c.conf)
 			if code != 0 {
 				t.Fatalf("ADD: %s", out)
@@ -112,7 +194,7 @@ func TestAddAndDel(t *testing.T) {
 				t.Errorf("DEL: %d %s", code, out)
 			}
 			for _, line := range strings.Split(n.kernel.Dump(), "\n") {
-				if strings.Contains(line, markPrefix) || strings.Contains(line, netns) {
+				if !strings.Contains(before, line) && (strings.Contains(line, markPrefix) || strings.Contains(line, netns)) {
 					t.Errorf("DEL leaves %s", line)
 				}
 			}
@@ -180,6 +262,15 @@ func TestErrors(t *testing.T) {
 		{"ptp", "ADD", with(ptp1, "ipMasqBackend", "pf"), "", CodeConfig, []string{"ipMasqBackend", "pf", "nftables"}},
 		{"ptp", "ADD", with(ptp1, "ipam", map[string]any{"type": "nothere"}), "", CodeConfig, []string{"ipam.type", "nothere"}},
 		{"portmap", "ADD", with(portmap1, "conditionsV4", []string{"-s", "10.0.0.0/8"}), "", CodeUnsupported, []string{"conditionsV4"}},
+		{"bandwidth", "ADD", with(bandwidth1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"bandwidth", "CHECK", `{"cniVersion": "1.1.0", "name": "net"}`, "", CodeConfig, []string{"prevResult"}},
+		{"bandwidth", "ADD", `{"cniVersion": "1.1.0", "name": "net"}`, "", CodeConfig, []string{"prevResult"}},
+		{"bandwidth", "ADD", bandwidth1, "", CodeConfig, []string{"br1, calif00", "eth0", "veth"}},
+		{"bandwidth", "ADD", with(bandwidth1, "ingressRate", 8000), "", CodeConfig, []string{"ingressBurst", "ingressRate 8000"}},
+		{"bandwidth", "ADD", with(bandwidth1, "egressBurst", 8000), "", CodeConfig, []string{"egressRate", "egressBurst 8000"}},
+		{"bandwidth", "ADD", with(bandwidth1, "egressRate", -1), "", CodeDecode, []string{"egressRate", "number"}},
+		{"bandwidth", "ADD", strings.Replace(bandwidth1, "34359738359", "34359738360", 1), "", CodeConfig, []string{"runtimeConfig.bandwidth.ingressBurst", "34359738360", "34359738359"}},
+		{"bandwidth", "ADD", strings.Replace(bandwidth1, "1000000", "7", 1), "", CodeConfig, []string{"ingressRate", "8 bit/s"}},
 		{"portmap", "ADD", with(portmap1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
 		{"portmap", "ADD", strings.Replace(portmap1, `"interface": 1`, `"interface": 9`, 1), "", CodeConfig, []string{"ips[0].interface", "9"}},
 		{"portmap", "ADD", strings.Replace(portmap1, "8080", "80800", 1), "", CodeConfig, []string{"portMappings[0].hostPort", "80800", "1 to 65535"}},
@@ -332,7 +423,7 @@ func TestAddressesOverTheLink(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	for i, c := range []string{bridge1, ptp1, portmap1, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
+	for i, c := range []string{bridge1, ptp1, portmap1, bandwidth2, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
 		f.Add(c, byte(i))
 	}
 	f.Fuzz(func(t *testing.T, conf string, pick byte) { fuzz(t, conf, pick, "") })
@@ -346,7 +437,7 @@ func FuzzPrevResult(f *testing.F) {
 		if json.Unmarshal([]byte(prev), &v) != nil {
 			return
 		}
-		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1}[pick%4], "prevResult", v), pick, "")
+		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1, bandwidth2}[pick%5], "prevResult", v), pick, "")
 	})
 }
 
@@ -371,7 +462,7 @@ func fuzz(t *testing.T, conf string, pick byte, args string) {
 		}
 	}
 	n := newNode(t)
-	plugin := []string{"bridge", "ptp", "static", "portmap"}[pick%4]
+	plugin := []string{"bridge", "ptp", "static", "portmap", "bandwidth"}[pick%5]
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
 		before := n.kernel.Snapshot()
 		out, code := n.call(plugin, verb, conf, "CNI_ARGS="+args)

@@ -92,9 +92,10 @@ func parseRoutes(confs []routeConf) ([]Route, error) {
 	return out, nil
 }
 
-func deref(p *int) int {
+func deref[T any](p *T) T {
 	if p == nil {
-		return 0
+		var zero T
+		return zero
 	}
 	return *p
 }

@@ -21,6 +21,7 @@ type plugin interface {
 // plugins are all plugins by the name that a configuration's "type" and the program's file carry. A new one is a file
 // and a line here.
 var plugins = map[string]plugin{
+	"bandwidth":  bandwidth{},
 	"bridge":     attacher{newBridge},
 	"host-local": ipamPlugin{newHostLocalPlugin},
 	"loopback":   loopback{},
@@ -31,7 +32,7 @@ var plugins = map[string]plugin{
 
 // Names gives the plugins that the program can be called as.
 func Names() []string {
-	return []string{"bridge", "host-local", "loopback", "portmap", "ptp", "static"}
+	return []string{"bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp", "static"}
 }
 
 // Main runs the plugin that h's command line names for the verb that its environment names, and gives the exit status.

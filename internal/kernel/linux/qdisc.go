@@ -46,6 +46,9 @@ func (p *space) qdiscChange(op kernel.Op, q *kernel.Qdisc) (*msg, error) {
 		m.str(unix.TCA_KIND, q.Type)
 		return m, nil
 	}
+	if q.Type == "tbf" {
+		handle = 1 << 16 // the name that people give it: "1:"
+	}
 	m := newMsg(typ, flags, tcmsg(i, handle, parent))
 	m.str(unix.TCA_KIND, q.Type)
 	if q.Type != "tbf" {
