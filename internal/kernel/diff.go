@@ -45,7 +45,7 @@ func mustReplace(want, actual Object) bool {
 }
 
 // SortChanges puts changes into the order in which they can be applied: deletions first and from the last Kind to the
-// first, then the others from the first Kind to the last. Within a kind, a link comes after its master, a route after
+// first, then the others from the first Kind to the last. Within a kind, a link comes after its master and its parent, a route after
 // the routes that its gateway is reached by, and otherwise the key decides, so that the order is always the same.
 func SortChanges(changes []Change) {
 	type item struct {
@@ -88,7 +88,10 @@ func subject(c Change) Object {
 func rank(o Object) int {
 	switch o := o.(type) {
 	case *Link:
-		if o.Master != "" {
+		switch {
+		case o.Parent != nil:
+			return 2
+		case o.Master != "":
 			return 1
 		}
 	case *Route:

@@ -13,6 +13,9 @@ const (
 	Bridge   LinkType = "bridge"
 	Veth     LinkType = "veth"
 	Dummy    LinkType = "dummy"
+	Macvlan  LinkType = "macvlan"
+	Ipvlan   LinkType = "ipvlan"
+	VLAN     LinkType = "vlan"
 	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
 	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
 	// packets go on where they were.
@@ -38,6 +41,17 @@ type Link struct {
 	Group uint32
 	// Peer is the other end of a veth. A veth is one object, kept under its host end.
 	Peer *Peer
+	// Parent is what a macvlan, ipvlan or vlan is made on.
+	Parent *Parent
+	// Mode is how links on one parent reach each other: of a macvlan "bridge", "private", "vepa" (the kernel's
+	// default) or "passthru", of an ipvlan "l2", "l3" (the kernel's default) or "l3s"; see Documentation/networking in
+	// the kernel's tree. "" leaves it alone. All ipvlans on one parent have the mode that was set last.
+	Mode string
+	// VLAN is the tag of a vlan (IEEE 802.1Q), 0 to 4094.
+	VLAN int
+	// BCQueueLen is how many frames of a macvlan to all or many stations may wait (IFLA_MACVLAN_BC_QUEUE_LEN, kernel
+	// 5.11); 0 leaves the kernel's default, 1000.
+	BCQueueLen uint32
 	// Port holds the flags of a bridge port; nil leaves them alone.
 	Port *Port
 	// Promisc turns promiscuous mode on (ip-link(8)); false leaves it alone.
@@ -51,6 +65,12 @@ type Peer struct {
 	MTU   int
 	MAC   string
 	Alias string
+}
+
+// Parent is a link that others are made on (IFLA_LINK). It may be in another namespace than they; when it goes, they go.
+type Parent struct {
+	NS   string
+	Name string
 }
 
 // Port is a set of bridge port flags (bridge(8)).
@@ -73,7 +93,10 @@ func (l *Link) Holds(actual Object) bool {
 		l.Group != 0 && l.Group != a.Group ||
 		l.Alias != "" && l.Alias != a.Alias ||
 		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) ||
-		l.Promisc && !a.Promisc {
+		l.Promisc && !a.Promisc ||
+		l.Parent != nil && (a.Parent == nil || *l.Parent != *a.Parent) ||
+		l.Mode != "" && l.Mode != a.Mode ||
+		l.BCQueueLen != 0 && l.BCQueueLen != a.BCQueueLen || l.VLAN != a.VLAN {
 		return false
 	}
 	if l.Peer == nil {
@@ -86,7 +109,14 @@ func (l *Link) Holds(actual Object) bool {
 
 // Replace reports whether actual can't be turned into l in place and has to be deleted first.
 func (l *Link) Replace(actual *Link) bool {
-	if l.Type != actual.Type {
+	if l.Type != actual.Type || l.VLAN != actual.VLAN {
+		return true
+	}
+	if l.Parent != nil && (actual.Parent == nil || *l.Parent != *actual.Parent) {
+		return true
+	}
+	// A macvlan has its parent for itself, or not, from the beginning.
+	if l.Mode != "" && l.Mode != actual.Mode && (l.Mode == "passthru" || actual.Mode == "passthru") {
 		return true
 	}
 	return l.Peer != nil && (actual.Peer == nil || l.Peer.NS != actual.Peer.NS || l.Peer.Name != actual.Peer.Name)
@@ -105,6 +135,11 @@ func (l *Link) String() string {
 	word("address", l.MAC)
 	word("master", l.Master)
 	word("group", fmt.Sprint(l.Group))
+	if l.Type == VLAN {
+		b.WriteString(fmt.Sprint(" id ", l.VLAN))
+	}
+	word("mode", l.Mode)
+	word("bcqueuelen", fmt.Sprint(l.BCQueueLen))
 	if l.Port != nil && l.Port.Hairpin {
 		b.WriteString(" hairpin on")
 	}
@@ -115,6 +150,12 @@ func (l *Link) String() string {
 		b.WriteString(" promisc on")
 	}
 	word("alias", l.Alias)
+	if l.Parent != nil {
+		b.WriteString(" link " + l.Parent.Name)
+		if l.Parent.NS != l.NS {
+			b.WriteString(" of " + place(l.Parent.NS))
+		}
+	}
 	if l.Peer != nil {
 		b.WriteString(" peer " + l.Peer.Name)
 		word("mtu", fmt.Sprint(l.Peer.MTU))
@@ -122,6 +163,13 @@ func (l *Link) String() string {
 		b.WriteString(in(l.Peer.NS))
 	}
 	return b.String() + in(l.NS)
+}
+
+func place(ns string) string {
+	if ns == "" {
+		return "the machine"
+	}
+	return ns
 }
 
 func in(ns string) string {

@@ -17,7 +17,9 @@ var (
 	full = &kernel.Link{Name: "sv-a", Type: kernel.Veth, MTU: 1400, MAC: "02:00:00:00:00:01", Alias: "seine:x", Master: "sn-a", Group: 7,
 		Port: &kernel.Port{Hairpin: true, Isolated: true}, Promisc: true,
 		Peer: &kernel.Peer{NS: "/run/netns/a", Name: "eth0", MTU: 1300, MAC: "02:00:00:00:00:02", Alias: "seine:x"}}
-	tbl = &kernel.Table{Name: "seine", Sets: []*kernel.Set{portMap}, Chains: []*kernel.Chain{
+	macvlan = &kernel.Link{NS: "/a", Name: "net1", Type: kernel.Macvlan, Parent: &kernel.Parent{Name: "eth0"}, Mode: "bridge", BCQueueLen: 5}
+	vlan    = &kernel.Link{Name: "eth0.7", Type: kernel.VLAN, Parent: &kernel.Parent{Name: "eth0"}, VLAN: 7}
+	tbl     = &kernel.Table{Name: "seine", Sets: []*kernel.Set{portMap}, Chains: []*kernel.Chain{
 		{Name: "forward", Type: "filter", Hook: "forward", Rules: []string{"drop"}}, {Name: "publish", Rules: []string{"accept", "drop"}}}}
 )
 
@@ -55,6 +57,16 @@ func TestHolds(t *testing.T) {
 		{"link, peer namespace", full, with(full, func(l *kernel.Link) { l.Peer = with(l.Peer, func(p *kernel.Peer) { p.NS = "" }) }), false},
 		{"link, no peer", full, with(full, func(l *kernel.Link) { l.Peer = nil }), false},
 		{"link, peer not asked", with(full, func(l *kernel.Link) { l.Peer = nil }), full, true},
+		{"link, on its parent", macvlan, macvlan, true},
+		{"link, parent", macvlan, with(macvlan, func(l *kernel.Link) { l.Parent = &kernel.Parent{Name: "eth1"} }), false},
+		{"link, parent's namespace", macvlan, with(macvlan, func(l *kernel.Link) { l.Parent = &kernel.Parent{NS: "/a", Name: "eth0"} }), false},
+		{"link, no parent", macvlan, with(macvlan, func(l *kernel.Link) { l.Parent = nil }), false},
+		{"link, parent not asked", with(macvlan, func(l *kernel.Link) { l.Parent = nil }), macvlan, true},
+		{"link, mode", macvlan, with(macvlan, func(l *kernel.Link) { l.Mode = "vepa" }), false},
+		{"link, queue length", macvlan, with(macvlan, func(l *kernel.Link) { l.BCQueueLen = 1000 }), false},
+		{"link, nothing asked of a macvlan", &kernel.Link{Type: kernel.Macvlan}, macvlan, true},
+		{"link, vlan", vlan, with(vlan, func(l *kernel.Link) { l.VLAN = 0 }), false},
+		{"link, vlan 0", with(vlan, func(l *kernel.Link) { l.VLAN = 0 }), vlan, false},
 		{"link, no link", full, &kernel.LinkUp{Link: "sv-a"}, false},
 		{"up", &kernel.LinkUp{Link: "a", Keep: true}, &kernel.LinkUp{Link: "a"}, true},
 		{"sysctl", &kernel.Sysctl{Name: "a", Value: "1", Before: "0"}, &kernel.Sysctl{Name: "a", Value: "1"}, true},
@@ -166,6 +178,8 @@ func TestString(t *testing.T) {
 	}{
 		{full, "link sv-a type veth mtu 1400 address 02:00:00:00:00:01 master sn-a group 7 hairpin on isolated on promisc on alias seine:x" +
 			" peer eth0 mtu 1300 address 02:00:00:00:00:02 netns /run/netns/a", "link sv-a", "", ""},
+		{macvlan, "link net1 type macvlan mode bridge bcqueuelen 5 link eth0 of the machine netns /a", "link net1 @/a", "", ""},
+		{vlan, "link eth0.7 type vlan id 7 link eth0", "link eth0.7", "", ""},
 		{&kernel.LinkUp{NS: "/a", Link: "eth0"}, "link eth0 up netns /a", "up eth0 @/a", "/a", "eth0"},
 		{&kernel.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"}, "sysctl net/ipv4/ip_forward = 1", "sysctl net/ipv4/ip_forward", "", ""},
 		{&kernel.Sysctl{NS: "/a", Name: "net/ipv6/conf/eth0.1/accept_ra", Value: "0"}, "sysctl net/ipv6/conf/eth0.1/accept_ra = 0 netns /a",
@@ -211,6 +225,31 @@ func TestString(t *testing.T) {
 		}
 		if ns, link := kernel.HangsOn(tt.o); ns != tt.ns || link != tt.hangsOn {
 			t.Errorf("%s hangs on %q in %q, want %q in %q", tt.o, link, ns, tt.hangsOn, tt.ns)
+		}
+	}
+}
+
+func TestReplace(t *testing.T) {
+	on := func(l *kernel.Link, f func(*kernel.Link)) *kernel.Link { return with(l, f) }
+	for name, c := range map[string]struct {
+		want, actual *kernel.Link
+		replace      bool
+	}{
+		"itself":           {full, full, false},
+		"type":             {full, macvlan, true},
+		"mtu":              {full, on(full, func(l *kernel.Link) { l.MTU = 9 }), false},
+		"peer's name":      {full, on(full, func(l *kernel.Link) { l.Peer = &kernel.Peer{Name: "eth1"} }), true},
+		"parent":           {macvlan, on(macvlan, func(l *kernel.Link) { l.Parent = &kernel.Parent{Name: "eth1"} }), true},
+		"no parent":        {macvlan, on(macvlan, func(l *kernel.Link) { l.Parent = nil }), true},
+		"parent not asked": {on(macvlan, func(l *kernel.Link) { l.Parent = nil }), macvlan, false},
+		"mode":             {macvlan, on(macvlan, func(l *kernel.Link) { l.Mode = "vepa" }), false},
+		"passthru":         {macvlan, on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), true},
+		"to passthru":      {on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), macvlan, true},
+		"mode not asked":   {on(macvlan, func(l *kernel.Link) { l.Mode = "" }), on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), false},
+		"vlan":             {vlan, on(vlan, func(l *kernel.Link) { l.VLAN = 8 }), true},
+	} {
+		if got := c.want.Replace(c.actual); got != c.replace {
+			t.Errorf("%s: replace is %v, want %v", name, got, c.replace)
 		}
 	}
 }

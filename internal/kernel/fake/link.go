@@ -24,15 +24,20 @@ type link struct {
 	port     kernel.Port
 	group    uint32
 	promisc  bool
-	peer     *link // the other end of a veth
-	main     bool  // false for the end that a veth was made with as its peer
-	up       bool
-	asked    struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
-	addrs    []*addr                 // in the order of their making
-	neighs   map[netip.Addr]*neigh
-	fdb      map[kernel.Key]*kernel.FDB
-	qdiscs   map[string]*kernel.Qdisc // by the name in their key
-	redirect *kernel.Redirect
+	parent   *link // what it was made on, see parent.go
+	mode     string
+	vlan     int
+	// bcQueueLen is a macvlan's.
+	bcQueueLen uint32
+	peer       *link // the other end of a veth
+	main       bool  // false for the end that a veth was made with as its peer
+	up         bool
+	asked      struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
+	addrs      []*addr                 // in the order of their making
+	neighs     map[netip.Addr]*neigh
+	fdb        map[kernel.Key]*kernel.FDB
+	qdiscs     map[string]*kernel.Qdisc // by the name in their key
+	redirect   *kernel.Redirect
 }
 
 type neigh struct {
@@ -59,7 +64,10 @@ func (l *link) foreign(wanted *kernel.Link) bool {
 // object gives the link as a listing does. With bare it leaves out what the kernel chose by itself.
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
-		Group: l.group, Promisc: l.promisc}
+		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen}
+	if l.parent != nil {
+		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
+	}
 	if bare && !l.asked.mtu {
 		o.MTU = 0
 	}
@@ -91,9 +99,9 @@ func (k *Kernel) putLink(s *space, o *kernel.Link, update bool) error {
 		return k.createLink(s, o)
 	case l.foreign(o):
 		return fmt.Errorf("a link of another owner has the name: %w", kernel.ErrExists)
-	case o.Holds(l.object(false)):
+	case o.Holds(k.listed(l, o)):
 		return nil
-	case !update || o.Replace(l.object(false)):
+	case !update || o.Replace(k.listed(l, o)):
 		return kernel.ErrExists
 	}
 	return k.setLink(s, l, o)
@@ -101,6 +109,11 @@ func (k *Kernel) putLink(s *space, o *kernel.Link, update bool) error {
 
 func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 	l := newLink(o.NS, o.Name, o.Type)
+	if o.Parent != nil {
+		if err := k.stack(l, o); err != nil {
+			return err
+		}
+	}
 	if o.Type == kernel.Veth {
 		if o.Peer == nil {
 			return errors.New("a veth is made with its peer")
@@ -117,6 +130,9 @@ func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 	}
 	if err := k.setLink(s, l, o); err != nil {
 		return err
+	}
+	if l.mode == "passthru" {
+		l.mac = l.parent.mac
 	}
 	for _, l := range []*link{l, l.peer} {
 		if l != nil {
@@ -140,6 +156,9 @@ func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
 		}
 	} else if o.Port != nil {
 		return errors.New("port flags without a master")
+	}
+	if err := k.setStack(l, o); err != nil {
+		return err
 	}
 	if l.master != o.Master {
 		l.leaveMaster()
@@ -182,12 +201,15 @@ func (l *link) leaveMaster() {
 
 func checkLink(o *kernel.Link) error {
 	switch o.Type {
-	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Loopback:
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
 	if o.Type != kernel.Veth && o.Peer != nil {
 		return errors.New("only a veth has a peer")
+	}
+	if err := checkStack(o); err != nil {
+		return err
 	}
 	if (o.Type == kernel.Loopback) != (o.Name == "lo") {
 		return fmt.Errorf("lo is the one link of type loopback: %w", kernel.ErrUnsupported)
@@ -237,11 +259,14 @@ func (k *Kernel) deleteLink(s *space, o *kernel.Link, force bool) error {
 	return nil
 }
 
-// removeLink takes a link out with all that hangs on it, and the other end of a veth likewise.
+// removeLink takes a link out with all that hangs on it, the other end of a veth likewise, and what was made on it.
 func (k *Kernel) removeLink(l *link) {
 	for _, l := range []*link{l, l.peer} {
 		if l == nil {
 			continue
+		}
+		for _, c := range k.children(l) {
+			k.removeLink(c)
 		}
 		s := k.spaces[l.ns]
 		delete(s.links, l.name)
@@ -269,7 +294,13 @@ func (k *Kernel) putUp(s *space, o *kernel.LinkUp) error {
 	if l.up {
 		return nil
 	}
+	if l.typ == kernel.VLAN && !l.parent.up {
+		return fmt.Errorf("parent %q is down: %w", l.parent.name, kernel.ErrAbsent)
+	}
 	l.up = true
+	for _, c := range k.children(l) {
+		c.up = c.up || c.typ == kernel.VLAN // the kernel sets them up and down along
+	}
 	if l.typ == kernel.Loopback {
 		// The kernel gives lo its addresses as it comes up.
 		for _, p := range []string{"127.0.0.1/8", "::1/128"} {
@@ -288,6 +319,11 @@ func (k *Kernel) setDown(l *link) {
 		return
 	}
 	l.up = false
+	for _, c := range k.children(l) {
+		if c.typ == kernel.VLAN {
+			k.setDown(c)
+		}
+	}
 	s := k.spaces[l.ns]
 	maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
 	clear(l.neighs)

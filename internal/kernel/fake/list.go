@@ -72,7 +72,7 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 	switch o := o.(type) {
 	case *kernel.Link:
 		if l := s.links[o.Name]; l != nil && !l.foreign(o) {
-			return l.listed(o.Peer)
+			return k.listed(l, o)
 		}
 	case *kernel.LinkUp:
 		if l := s.links[o.Link]; l != nil && l.up {
@@ -166,13 +166,17 @@ func listedContent(o kernel.Object) kernel.Object {
 	return o
 }
 
-// listed gives the link as a listing does: of a veth's other end it knows only what it was asked for, as a kernel tells
-// a number and not where that is.
-func (l *link) listed(asked *kernel.Peer) *kernel.Link {
+// listed gives the link as a listing does: of a veth's other end, and of what a link was made on, it knows only what it
+// was asked for, as a kernel tells a number and not where that is.
+func (k *Kernel) listed(l *link, asked *kernel.Link) *kernel.Link {
 	o := l.object(false)
-	if asked == nil || o.Peer != nil && (o.Peer.NS != asked.NS || o.Peer.Name != asked.Name) {
+	if asked == nil {
+		asked = &kernel.Link{}
+	}
+	if asked.Peer == nil || o.Peer != nil && (o.Peer.NS != asked.Peer.NS || o.Peer.Name != asked.Peer.Name) {
 		o.Peer = nil
 	}
+	o.Parent = k.parentAs(l, asked.Parent)
 	return o
 }
 
@@ -184,7 +188,7 @@ func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
 	for _, l := range s.links {
 		if l.ours() {
 			if !ends[l] {
-				all = append(all, l.listed(nil))
+				all = append(all, k.listed(l, nil))
 			}
 			all = append(all, l.hanging(true)...)
 		}
@@ -224,7 +228,7 @@ func (k *Kernel) marked(scope kernel.Scope, ends map[*link]bool) []kernel.Object
 	s := k.spaces[""]
 	for _, l := range s.links {
 		if strings.HasPrefix(l.alias, scope.Mark) && !ends[l] {
-			all = append(all, l.listed(nil))
+			all = append(all, k.listed(l, nil))
 		}
 	}
 	for _, o := range scope.Objects {

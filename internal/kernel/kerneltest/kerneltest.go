@@ -117,6 +117,7 @@ func cases() []testCase {
 		{"whole endpoint", testEndpoint},
 		{"random sets", func(s *suite) { Random(s.T, Rig{s.k, s.h}, 1, 15) }},
 	}
+	all = append(all, parentCases()...)
 	for _, l := range lifecycles() {
 		all = append(all, testCase{"lifecycle of " + l.name, l.run})
 	}

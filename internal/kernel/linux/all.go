@@ -90,11 +90,7 @@ func (s *session) allLinks(sp *space, links []*linkInfo, hints []kernel.Object, 
 		if !keep(l) || ends[l.index] || f.seen[(&kernel.Link{Name: l.name}).Key()] {
 			continue
 		}
-		var peer *kernel.Peer
-		if w := asked[l.name]; w != nil {
-			peer = w.Peer
-		}
-		o, err := s.asLink(sp, l, peer, names)
+		o, err := s.asLink(sp, l, asked[l.name], names)
 		if err != nil {
 			return err
 		}

@@ -29,6 +29,10 @@ type linkInfo struct {
 	flags        uint32
 	mtu, group   int
 	master, peer int
+	netnsid      int32 // the namespace that peer is in, sameNetns for the link's own
+	mode         string
+	vlan         int
+	bcQueueLen   uint32
 	port         *kernel.Port
 	conf4, conf6 []byte // see devconf.go
 }
@@ -57,7 +61,7 @@ func parseLink(r reply) *linkInfo {
 	if r.typ != unix.RTM_NEWLINK || len(r.data) < ifinfoLen {
 		return nil
 	}
-	l := &linkInfo{index: int(native.Uint32(r.data[4:])), flags: native.Uint32(r.data[8:])}
+	l := &linkInfo{index: int(native.Uint32(r.data[4:])), flags: native.Uint32(r.data[8:]), netnsid: sameNetns}
 	for t, v := range attrs(r.rest(ifinfoLen)) {
 		switch t {
 		case unix.IFLA_IFNAME:
@@ -74,6 +78,8 @@ func parseLink(r reply) *linkInfo {
 			l.master = int(num32(v))
 		case unix.IFLA_LINK:
 			l.peer = int(num32(v))
+		case unix.IFLA_LINK_NETNSID:
+			l.netnsid = int32(num32(v))
 		case unix.IFLA_LINKINFO:
 			l.parseInfo(v)
 		case unix.IFLA_AF_SPEC:
@@ -92,6 +98,8 @@ func (l *linkInfo) parseInfo(b []byte) {
 		switch t {
 		case unix.IFLA_INFO_KIND:
 			l.kind = cstr(v)
+		case unix.IFLA_INFO_DATA: // the kernel tells the kind first
+			l.parseData(v)
 		case unix.IFLA_INFO_SLAVE_KIND:
 			slave = cstr(v)
 		case unix.IFLA_INFO_SLAVE_DATA:
@@ -198,7 +206,7 @@ func (s *session) listLinks(sp *space, want []kernel.Object, f *found) error {
 			if strings.HasPrefix(o.Alias, kernel.AliasPrefix) && !l.ours() {
 				continue
 			}
-			got, err := s.asLink(sp, l, o.Peer, byIndex)
+			got, err := s.asLink(sp, l, o, byIndex)
 			if err != nil {
 				return err
 			}
@@ -208,10 +216,18 @@ func (s *session) listLinks(sp *space, want []kernel.Object, f *found) error {
 	return nil
 }
 
-// asLink turns what the kernel tells into a kernel.Link. peer says where to look for the other end of a veth.
-func (s *session) asLink(sp *space, l *linkInfo, peer *kernel.Peer, names map[int]string) (*kernel.Link, error) {
+// asLink turns what the kernel tells into a kernel.Link. want says where to look for the other end of a veth and for
+// what a link was made on; nil for nowhere.
+func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[int]string) (*kernel.Link, error) {
+	if want == nil {
+		want = &kernel.Link{}
+	}
 	out := &kernel.Link{NS: sp.path, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias, Port: l.port,
-		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0}
+		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen}
+	var err error
+	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
+		return nil, err
+	}
 	if l.master != 0 {
 		name, ok := names[l.master]
 		if !ok {
@@ -226,6 +242,7 @@ func (s *session) asLink(sp *space, l *linkInfo, peer *kernel.Peer, names map[in
 		}
 		out.Master = name
 	}
+	peer := want.Peer
 	if l.kind != string(kernel.Veth) || peer == nil {
 		return out, nil
 	}
@@ -261,31 +278,56 @@ func (s *session) createLink(sp *space, want *kernel.Link) error {
 	if want.Type == kernel.Loopback {
 		return unix.EEXIST
 	}
-	so, err := sp.route()
+	from, parent, name, err := s.origin(sp, want)
 	if err != nil {
 		return err
 	}
-	m, err := s.newLink(sp, want)
+	so, err := from.route()
 	if err != nil {
 		return err
+	}
+	m, err := s.newLink(sp, want, name)
+	if err != nil {
+		return err
+	}
+	if parent != 0 {
+		m.u32(unix.IFLA_LINK, uint32(parent))
+	}
+	if from != sp {
+		m.u32(unix.IFLA_NET_NS_FD, uint32(sp.fd))
 	}
 	if err := so.exec1(m); err != nil {
 		return err
 	}
 	delete(sp.index, want.Name)
-	if err := s.dress(sp, want); err != nil {
-		undo := newMsg(unix.RTM_DELLINK, 0, ifinfo(0, 0, 0))
-		undo.str(unix.IFLA_IFNAME, want.Name)
-		return errors.Join(err, so.exec1(undo))
+	index := 0
+	if name != want.Name {
+		l, err := sp.link(name)
+		if err != nil {
+			return err
+		}
+		index = l.index
+		delete(sp.index, name)
 	}
-	return nil
+	err = s.dress(sp, want, index)
+	if err == nil {
+		return nil
+	}
+	undo := newMsg(unix.RTM_DELLINK, 0, ifinfo(index, 0, 0))
+	if index == 0 {
+		undo.str(unix.IFLA_IFNAME, name)
+	}
+	if so, rerr := sp.route(); rerr == nil {
+		err = errors.Join(err, so.exec1(undo))
+	}
+	return err
 }
 
-// newLink is the message that makes a link: with its master and its peer, but without what the kernel takes only for
-// one that exists.
-func (s *session) newLink(sp *space, want *kernel.Link) (*msg, error) {
+// newLink is the message that makes a link under a name: with its master and its peer, but without what the kernel takes
+// only for one that exists.
+func (s *session) newLink(sp *space, want *kernel.Link, name string) (*msg, error) {
 	m := newMsg(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ifinfo(0, 0, 0))
-	m.str(unix.IFLA_IFNAME, want.Name)
+	m.str(unix.IFLA_IFNAME, name)
 	if want.Alias != "" {
 		m.u32(unix.IFLA_GROUP, halfMade)
 	} else if want.Group != 0 {
@@ -313,6 +355,7 @@ func (s *session) newLink(sp *space, want *kernel.Link) (*msg, error) {
 	m.nested(unix.IFLA_LINKINFO, func() {
 		m.str(unix.IFLA_INFO_KIND, string(want.Type))
 		if far == nil {
+			err = infoData(m, want)
 			return
 		}
 		m.nested(unix.IFLA_INFO_DATA, func() {
@@ -341,10 +384,11 @@ func shape(m *msg, mtu int, mac string) error {
 	return nil
 }
 
-// dress gives a new link what newLink could not.
-func (s *session) dress(sp *space, want *kernel.Link) error {
-	if want.Alias != "" || want.Port != nil || want.Promisc {
-		m := newMsg(unix.RTM_NEWLINK, 0, promisc(0, want.Promisc))
+// dress gives a new link what newLink could not. One that was made under another name is told by its number and gets its
+// own; else index is 0.
+func (s *session) dress(sp *space, want *kernel.Link, index int) error {
+	if want.Alias != "" || want.Port != nil || want.Promisc || index != 0 {
+		m := newMsg(unix.RTM_NEWLINK, 0, promisc(index, want.Promisc))
 		m.str(unix.IFLA_IFNAME, want.Name)
 		if want.Alias != "" {
 			m.str(unix.IFLA_IFALIAS, want.Alias)
@@ -409,7 +453,7 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	if strings.HasPrefix(want.Alias, kernel.AliasPrefix) && !l.ours() {
 		return errForeign
 	}
-	have, err := s.asLink(sp, l, want.Peer, map[int]string{})
+	have, err := s.asLink(sp, l, want, map[int]string{})
 	if err != nil {
 		return err
 	}
@@ -439,6 +483,15 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	mtu, mac := differ(want.MTU, want.MAC, have.MTU, have.MAC)
 	if err := shape(m, mtu, mac); err != nil {
 		return err
+	}
+	if want.Mode != "" && want.Mode != have.Mode || want.BCQueueLen != 0 && want.BCQueueLen != have.BCQueueLen {
+		m.nested(unix.IFLA_LINKINFO, func() {
+			m.str(unix.IFLA_INFO_KIND, string(want.Type))
+			err = infoData(m, want)
+		})
+		if err != nil {
+			return err
+		}
 	}
 	if err := so.exec1(m); err != nil {
 		return err
