@@ -45,12 +45,13 @@ type LinkFact struct {
 	Addrs    []netip.Prefix
 }
 
-// ForeignChain is a base chain of somebody else that ends in a drop.
+// ForeignChain is a base chain of somebody else.
 type ForeignChain struct {
 	Family, Table, Chain string
 	// Hook is "forward" or "input".
 	Hook string
-	// Why is "policy drop" or "last rule rejects".
+	// Why tells how the chain drops what it does not know: "policy drop" or "last rule rejects"; "" for one that lets it
+	// pass, which Facts does not have.
 	Why string
 	// Owner guesses whose it is, for people: "iptables (Docker, ufw)", "firewalld".
 	Owner string

@@ -184,11 +184,29 @@ type Accept struct {
 	Chain  string
 	// Rule is in nft syntax without the verdict: `iifname "sn-*"`.
 	Rule string
+	// First has the rule stand at the beginning of the chain, before what its owner has there.
+	First bool
+	// Via is for a rule that stands first. It names a chain of the same table that packets pass before they get to the
+	// rule, if that chain is there: the rule stands behind the one that leads to it, directly or by one chain in
+	// between, and where none does, one of ours is put before it, which goes with it.
+	Via string
+	// Mark begins the comment that tells that the rule is ours; "" means AliasPrefix. Scope.All lists only those of "".
+	Mark string
+	// Others stands for the rule of somebody else that accepts the one address that Rule matches ("ip saddr 10.1.0.2"),
+	// whatever else it asks for. Such a rule can be listed and deleted, not made.
+	Others bool
 }
 
-// Key is the place and the rule.
+// Key is the place and the rule, and whose it is.
 func (a *Accept) Key() Key {
-	return Key{KindAccept, "", a.Family + " " + a.Table + " " + a.Chain + " " + a.Rule}
+	name := a.Family + " " + a.Table + " " + a.Chain + " " + a.Rule
+	if a.Via != "" {
+		name += " via " + a.Via
+	}
+	if a.Others {
+		name += " (others')"
+	}
+	return Key{KindAccept, "", a.Mark + name}
 }
 
 // Holds implements Object.

@@ -114,10 +114,12 @@ type NAT struct {
 }
 
 // SetMark sets the mark of the packet or, with Ct, of its connection, to Value or, with Copy, to the other of the two.
+// The bits of Keep stay as they were and Value's are set.
 type SetMark struct {
 	Ct    bool
 	Copy  bool
 	Value uint32
+	Keep  uint32
 }
 
 // Verdict ends the rule: "accept", "drop", "return", "reject" (with Reset: a TCP reset), "jump" or "goto" with a Chain.
@@ -146,7 +148,9 @@ func (Simple) isStmt()   {}
 //	nat     = ( "dnat" | "snat" ) ( "ip" | "ip6" ) "to" ( target | FIELD { "." FIELD } "map" "@" MAP )
 //	        | "masquerade" [ "random" ] | "redirect" "to" ":" PORT .
 //	target  = ADDR4 [ ":" PORT ] | ADDR6 | "[" ADDR6 "]" [ ":" PORT ] .
-//	mark    = "meta" "mark" "set" ( NUMBER | "ct" "mark" ) | "ct" "mark" "set" ( NUMBER | "meta" "mark" ) .
+//	mark    = "meta" "mark" "set" ( NUMBER | "ct" "mark" | "meta" "mark" bits )
+//	        | "ct" "mark" "set" ( NUMBER | "meta" "mark" | "ct" "mark" bits ) .
+//	bits    = "and" NUMBER | "or" NUMBER .
 //	verdict = "accept" | "drop" | "return" | "reject" [ "with" "tcp" "reset" ] | ( "jump" | "goto" ) CHAIN .
 //	other   = "counter" | "notrack" .
 //
@@ -330,11 +334,14 @@ func isIdent(s string) bool {
 
 func (p *ruleParser) setMark() (Stmt, error) {
 	st := &SetMark{Ct: p.peek() == "ct"}
-	other := "ct"
+	self, other := "meta", "ct"
 	if st.Ct {
-		other = "meta"
+		self, other = other, self
 	}
 	p.pos += 3
+	if p.take(self) {
+		return st, p.bits(st)
+	}
 	if p.take(other) {
 		st.Copy = true
 		return st, p.need("mark")
@@ -342,6 +349,23 @@ func (p *ruleParser) setMark() (Stmt, error) {
 	n, err := p.number(1<<32-1, "a number or "+strconv.Quote(other+" mark"))
 	st.Value = n
 	return st, err
+}
+
+// bits reads what is done with the mark's own value.
+func (p *ruleParser) bits(st *SetMark) (err error) {
+	if err := p.need("mark"); err != nil {
+		return err
+	}
+	switch {
+	case p.take("and"):
+		st.Keep, err = p.number(1<<32-1, "a mask")
+	case p.take("or"):
+		st.Value, err = p.number(1<<32-1, "a number")
+		st.Keep = ^st.Value
+	default:
+		err = p.want(`"and" or "or"`)
+	}
+	return err
 }
 
 // fields reads FIELD { "." FIELD }.

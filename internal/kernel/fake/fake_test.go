@@ -43,6 +43,10 @@ func (h *hands) Remove(t testing.TB, o kernel.Object) {
 
 func (h *hands) AddForeign(_ testing.TB, o kernel.Object) { h.k.AddForeign(o) }
 
+func (h *hands) AddForeignTarget(_ testing.TB, family, table, chain string, rules ...string) {
+	h.k.AddForeignTarget(family, table, chain, rules...)
+}
+
 func (h *hands) AddForeignChain(_ testing.TB, family, table, chain string, rules ...string) {
 	h.k.AddForeignChain(family, table, chain, rules...)
 }

@@ -114,6 +114,14 @@ func (k *Kernel) AddForeignChain(family, table, chain string, rules ...string) {
 	k.others[otherKey(family, table, chain)] = c
 }
 
+// AddForeignTarget makes a chain of somebody else that sees only what jumps to it.
+func (k *Kernel) AddForeignTarget(family, table, chain string, rules ...string) {
+	k.AddForeignChain(family, table, chain, rules...)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.others[otherKey(family, table, chain)].target = true
+}
+
 // ForeignRules gives the rules of a chain of somebody else in their order, the accepts of ours among them.
 func (k *Kernel) ForeignRules(family, table, chain string) []string {
 	k.mu.Lock()

@@ -141,13 +141,7 @@ func (k *Kernel) lookUpNFT(s *space, o kernel.Object) kernel.Object {
 			}
 		}
 	case *kernel.Accept:
-		if c := k.others[otherKey(o.Family, o.Table, o.Chain)]; c != nil {
-			for _, r := range c.rules {
-				if r.accept != nil && r.accept.Rule == o.Rule {
-					return r.accept
-				}
-			}
-		}
+		return k.accept(o)
 	}
 	return nil
 }
@@ -290,7 +284,7 @@ func (k *Kernel) outside() []kernel.Object {
 	var all []kernel.Object
 	for _, c := range k.others {
 		for _, r := range c.rules {
-			if r.accept != nil {
+			if r.accept != nil && r.accept.Mark == "" && !r.via {
 				all = append(all, r.accept)
 			}
 		}

@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,12 +20,14 @@ type table struct {
 // otherChain is a chain of somebody else.
 type otherChain struct {
 	family, table, chain string
+	target               bool // no hook: it is jumped to
 	rules                []otherRule
 }
 
 type otherRule struct {
 	text   string
 	accept *kernel.Accept // nil for a rule that is not ours
+	via    bool           // it leads to accept's Via
 }
 
 // later has f run if the transaction is taken back.
@@ -416,15 +419,100 @@ func (k *Kernel) putAccept(o *kernel.Accept) error {
 	if _, err := kernel.ParseRule(o.Rule + " accept"); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(c.rules, func(r otherRule) bool { return r.accept != nil && r.accept.Rule == o.Rule }) {
+	if o.Others {
+		return fmt.Errorf("a rule of somebody else's is not made: %w", kernel.ErrUnsupported)
+	}
+	if k.accept(o) != nil {
 		return nil
 	}
-	at := len(c.rules)
-	if at > 0 && endsAll(c.rules[at-1].text) {
+	lead, via := k.lead(c, o)
+	rules := slices.Clone(c.rules)
+	in := slices.ContainsFunc(rules, func(r otherRule) bool { return r.is(o) }) && lead == ""
+	if !in {
+		rules = slices.DeleteFunc(rules, func(r otherRule) bool { return r.is(o) })
+	}
+	at := len(rules)
+	switch {
+	case lead != "":
+		at = 1 + slices.IndexFunc(rules, func(r otherRule) bool { return r.text == lead })
+	case o.First:
+		at = 0
+	case at > 0 && endsAll(rules[at-1].text):
 		at--
 	}
-	k.setRules(c, slices.Insert(slices.Clone(c.rules), at, otherRule{o.Rule + " accept", o}))
+	if !in {
+		rules = slices.Insert(rules, at, otherRule{text: o.Rule + " accept", accept: o})
+	}
+	if via && lead == "" {
+		rules = slices.Insert(rules, 0, otherRule{text: "jump " + o.Via, accept: o, via: true})
+	}
+	k.setRules(c, rules)
 	return nil
+}
+
+// is reports whether the rule is the accept, one and the same where only the way there differs.
+func (r otherRule) is(o *kernel.Accept) bool {
+	if o.Others {
+		return r.accept == nil && strings.HasPrefix(r.text, o.Rule+" ") && strings.HasSuffix(r.text, " accept")
+	}
+	return r.accept != nil && !r.via && r.accept.Rule == o.Rule && r.accept.Mark == o.Mark
+}
+
+// lead gives the text of the first rule that leads to the accept's Via, "" for none, and whether that chain exists.
+func (k *Kernel) lead(c *otherChain, o *kernel.Accept) (text string, exists bool) {
+	find := func(chain string) *otherChain { return k.others[otherKey(c.family, c.table, chain)] }
+	if o.Via == "" || find(o.Via) == nil {
+		return "", false
+	}
+	for _, r := range c.rules {
+		if jumpsTo(r.text, o.Via) {
+			return r.text, true
+		}
+		for _, next := range k.others {
+			if next.family == c.family && next.table == c.table && jumpsTo(r.text, next.chain) &&
+				slices.ContainsFunc(next.rules, func(r otherRule) bool { return jumpsTo(r.text, o.Via) }) {
+				return r.text, true
+			}
+		}
+	}
+	return "", true
+}
+
+// accept finds an accept where it is of use; nil for nowhere.
+func (k *Kernel) accept(o *kernel.Accept) kernel.Object {
+	c := k.others[otherKey(o.Family, o.Table, o.Chain)]
+	if c == nil {
+		return nil
+	}
+	lead, via := k.lead(c, o)
+	led := !via || o.Others
+	for _, r := range c.rules {
+		if r.is(o) && led {
+			return o
+		}
+		led = led || lead != "" && r.text == lead
+	}
+	return nil
+}
+
+// ForeignChains lists the chains that AddForeignChain made.
+func (k *Kernel) ForeignChains(context.Context) ([]kernel.ForeignChain, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var out []kernel.ForeignChain
+	for _, c := range k.others {
+		f := kernel.ForeignChain{Family: c.family, Table: c.table, Chain: c.chain, Hook: "forward"}
+		if n := len(c.rules); n > 0 && endsAll(c.rules[n-1].text) {
+			f.Why = "last rule rejects"
+		}
+		if !c.target {
+			out = append(out, f)
+		}
+	}
+	slices.SortFunc(out, func(a, b kernel.ForeignChain) int {
+		return strings.Compare(otherKey(a.Family, a.Table, a.Chain), otherKey(b.Family, b.Table, b.Chain))
+	})
+	return out, nil
 }
 
 func (k *Kernel) setRules(c *otherChain, rules []otherRule) {
@@ -442,7 +530,7 @@ func endsAll(rule string) bool {
 func (k *Kernel) deleteAccept(o *kernel.Accept) {
 	if c := k.others[otherKey(o.Family, o.Table, o.Chain)]; c != nil {
 		k.setRules(c, slices.DeleteFunc(slices.Clone(c.rules), func(r otherRule) bool {
-			return r.accept != nil && r.accept.Rule == o.Rule
+			return r.is(o) || r.via && o.Via != "" && r.accept.Via == o.Via && r.accept.Mark == o.Mark
 		}))
 	}
 }

@@ -36,6 +36,8 @@ type Hands interface {
 	AddForeign(t testing.TB, o kernel.Object)
 	// AddForeignChain makes a forward chain with rules in nft syntax in a table of somebody else's.
 	AddForeignChain(t testing.TB, family, table, chain string, rules ...string)
+	// AddForeignTarget makes a chain beside it that nothing leads to yet.
+	AddForeignTarget(t testing.TB, family, table, chain string, rules ...string)
 	// ForeignRules gives the rules of such a chain in their order, each as nft lists it.
 	ForeignRules(t testing.TB, family, table, chain string) []string
 	// AddRule adds a rule to a chain of a table of ours.
@@ -102,6 +104,8 @@ func cases() []testCase {
 		{"foreign neighbours", testForeignNeigh},
 		{"foreign rules", testForeignRule},
 		{"foreign chain", testForeignChain},
+		{"first accept", testFirstAccept},
+		{"others' accept", testOthersAccept},
 		{"fdb of one bridge", testFDB},
 		{"hold", testHold},
 		{"holds that overlap", testHoldOverlap},

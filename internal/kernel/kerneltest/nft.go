@@ -52,6 +52,82 @@ func testForeignChain(s *suite) {
 	}
 }
 
+// testFirstAccept: an accept that stands before what others have, behind the chain that packets are to pass first.
+func testFirstAccept(s *suite) {
+	for _, family := range []string{"ip", "ip6", "inet"} {
+		accept := func(chain string) *kernel.Accept {
+			return &kernel.Accept{Family: family, Table: "others", Chain: chain, Rule: "meta mark and 0x1000 == 0x1000", First: true,
+				Via: "ADMIN", Mark: "other:"}
+		}
+		rules := func(chain string) []string {
+			var out []string
+			for _, r := range s.h.ForeignRules(s, family, "others", chain) {
+				switch {
+				case strings.Contains(r, "mark") && strings.Contains(r, "accept"):
+					r = "accept"
+				case strings.Contains(r, "jump"):
+					r = r[strings.Index(r, "jump"):]
+					r, _, _ = strings.Cut(r, " comment")
+				}
+				out = append(out, r)
+			}
+			return out
+		}
+		want := func(what, chain string, want ...string) {
+			s.Helper()
+			if got := rules(chain); !slices.Equal(got, want) {
+				s.Errorf("%s: %s: chain %q has %q, want %q", family, what, chain, got, want)
+			}
+		}
+		s.h.AddForeignChain(s, family, "others", "one", "drop")
+		one := accept("one")
+		s.make(one)
+		want("no such chain", "one", "accept", "drop")
+		s.ours() // it carries somebody else's mark
+		s.h.AddForeignTarget(s, family, "others", "ADMIN")
+		s.absent(one)
+		s.make(one)
+		s.make(one)
+		want("then there is one", "one", "jump ADMIN", "accept", "drop")
+		s.h.AddForeignTarget(s, family, "others", "MORE")
+		more := with(one, func(a *kernel.Accept) { a.Via = "MORE" })
+		s.absent(more)
+		s.make(more)
+		s.holds(one, more)
+		want("two", "one", "jump MORE", "jump ADMIN", "accept", "drop")
+		s.ok(s.delete(more), "delete")
+		s.ok(s.delete(one), "delete")
+		want("deleted", "one", "drop")
+
+		s.h.AddForeignTarget(s, family, "others", "CNI", "jump ADMIN", "tcp dport 22 accept")
+		s.h.AddForeignChain(s, family, "others", "two", "tcp dport 23 accept", "jump CNI", "tcp dport 24 drop")
+		two := accept("two")
+		s.make(two)
+		want("by another's chain", "two", "tcp dport 23 accept", "jump CNI", "accept", "tcp dport 24 drop")
+		s.ok(s.delete(two), "delete")
+		s.absent(two)
+		want("deleted", "two", "tcp dport 23 accept", "jump CNI", "tcp dport 24 drop")
+	}
+}
+
+// testOthersAccept: rules that others made for an address go, and no others.
+func testOthersAccept(s *suite) {
+	for family, a := range map[string][2]string{"ip": {"ip saddr 10.1.0.2", "ip daddr 10.1.0.2"}, "ip6": {"ip6 saddr fd00:1::2", "ip6 daddr fd00:1::2"}} {
+		s.h.AddForeignChain(s, family, "others", "f", a[0]+" accept", a[1]+" ct state established,related accept", a[0]+"2 accept", a[1]+" drop")
+		for _, rule := range a {
+			o := &kernel.Accept{Family: family, Table: "others", Chain: "f", Rule: rule, Others: true}
+			s.holds(o)
+			s.is(s.create(o), kernel.ErrUnsupported, "make")
+			s.ok(s.delete(o), "delete")
+			s.absent(o)
+			s.ok(s.delete(o), "delete again")
+		}
+		if got := s.h.ForeignRules(s, family, "others", "f"); !slices.Equal(got, []string{a[0] + "2 accept", a[1] + " drop"}) {
+			s.Errorf("left are %q", got)
+		}
+	}
+}
+
 func testTableKeeps(s *suite) {
 	t := table()
 	c := chain("extra", "drop")

@@ -248,6 +248,16 @@ func (h *Tools) AddForeignChain(t testing.TB, family, table, chain string, rules
 	}
 }
 
+// AddForeignTarget implements Hands.
+func (h *Tools) AddForeignTarget(t testing.TB, family, table, chain string, rules ...string) {
+	t.Helper()
+	h.run(t, "", "nft", "add table "+family+" "+table)
+	h.run(t, "", "nft", fmt.Sprintf("add chain %s %s %s", family, table, chain))
+	for _, r := range rules {
+		h.run(t, "", "nft", fmt.Sprintf("add rule %s %s %s %s", family, table, chain, r))
+	}
+}
+
 // ForeignRules implements Hands.
 func (h *Tools) ForeignRules(t testing.TB, family, table, chain string) []string {
 	t.Helper()

@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,8 +12,9 @@ import (
 	"github.com/seine-net/seine/internal/kernel"
 )
 
-// acceptMark begins the comment of our rules in other people's chains; the rule follows, so that it can be read back.
-const acceptMark = "seine: "
+// acceptMark begins the comment of the daemon's rules in other people's chains; the rule follows, so that it can be read
+// back.
+const acceptMark = kernel.AliasPrefix + " "
 
 // What iptables-nft wraps its own matches and targets in has these attributes, NFTA_TARGET_NAME and NFTA_TARGET_INFO, or
 // NFTA_MATCH_… with the same numbers (nf_tables_compat.h).
@@ -52,16 +54,162 @@ func (s *session) listAccepts(sp *space, want []kernel.Object, f *found) error {
 	for _, o := range want {
 		a := o.(*kernel.Accept)
 		s.k.wantAccept(kernel.Create, a)
-		rules, err := sp.ruleInfos(families[a.Family], a.Table, a.Chain)
+		p, err := sp.acceptPlace(a)
 		if err != nil {
 			return err
 		}
-		useful, _ := chainAccepts(rules)
-		if slices.ContainsFunc(useful, func(r *ruleInfo) bool { return r.comment == acceptMark+a.Rule }) {
+		if p.stands {
 			f.add(a)
 		}
 	}
 	return nil
+}
+
+// acceptPlace is what a chain has of an accept.
+type acceptPlace struct {
+	rules []*ruleInfo
+	mine  []*ruleInfo // to go with it
+	// stands says that it is there and of use, in that all it may lack is the rule that leads to Via.
+	stands, in bool
+	// via says that its chain Via exists, lead is the rule that leads there, nil for none.
+	via  bool
+	lead *ruleInfo
+}
+
+func acceptComment(a *kernel.Accept) string { return acceptPrefix(a) + a.Rule }
+
+func acceptPrefix(a *kernel.Accept) string {
+	if a.Mark == "" {
+		return acceptMark
+	}
+	return a.Mark + " "
+}
+
+// viaComment is that of the rule that leads to a chain on the way to an accept.
+func viaComment(a *kernel.Accept) string { return acceptPrefix(a) + "jump " + a.Via }
+
+// acceptPlace looks where an accept stands or is to stand.
+func (p *space) acceptPlace(a *kernel.Accept) (*acceptPlace, error) {
+	fam := families[a.Family]
+	out := &acceptPlace{}
+	var err error
+	if out.rules, err = p.ruleInfos(fam, a.Table, a.Chain); err != nil {
+		return nil, err
+	}
+	if a.Others {
+		want, err := addrMatch(a.Rule)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range out.rules {
+			if r.accepts(want) {
+				out.mine = append(out.mine, r)
+			}
+		}
+		out.stands = len(out.mine) > 0
+		return out, nil
+	}
+	if a.Via != "" {
+		if out.via, err = p.hasChain(fam, a.Table, a.Via); err != nil {
+			return nil, err
+		}
+		if out.via {
+			if out.lead, err = p.leadsTo(fam, a.Table, out.rules, a.Via); err != nil {
+				return nil, err
+			}
+		}
+	}
+	dead, led := false, !out.via
+	for _, r := range out.rules {
+		switch r.comment {
+		case acceptComment(a):
+			out.mine = append(out.mine, r)
+			out.in = out.in || !dead && (led || out.lead == nil)
+			out.stands = out.stands || !dead && led
+		case viaComment(a):
+			if a.Via != "" {
+				out.mine = append(out.mine, r)
+			}
+		}
+		led = led || r == out.lead
+		dead = dead || r.endsAll()
+	}
+	return out, nil
+}
+
+func (p *space) hasChain(family uint8, table, chain string) (bool, error) {
+	so, err := p.nft()
+	if err != nil {
+		return false, err
+	}
+	m := nftMsg(unix.NFT_MSG_GETCHAIN, 0, family)
+	m.str(unix.NFTA_CHAIN_TABLE, table)
+	m.str(unix.NFTA_CHAIN_NAME, chain)
+	_, err = so.get(m)
+	if gone(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// leadsTo gives the first of a chain's rules that jumps to another, or to one that does; nil for none.
+func (p *space) leadsTo(family uint8, table string, rules []*ruleInfo, to string) (*ruleInfo, error) {
+	for _, r := range rules {
+		next := r.jumpsTo()
+		if next == to {
+			return r, nil
+		}
+		if next == "" {
+			continue
+		}
+		inner, err := p.ruleInfos(family, table, next)
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(inner, func(r *ruleInfo) bool { return r.jumpsTo() == to }) {
+			return r, nil
+		}
+	}
+	return nil, nil
+}
+
+// addrMatch reads a rule that matches one address and nothing else.
+func addrMatch(rule string) (*kernel.Match, error) {
+	p, err := kernel.ParseRule(rule)
+	if err != nil {
+		return nil, err
+	}
+	m, ok := p.Stmts[0].(*kernel.Match)
+	if !ok || len(p.Stmts) != 1 || !m.Prefix.IsValid() || !m.Prefix.IsSingleIP() || m.Not {
+		return nil, fmt.Errorf("rule %q: want the match of one address", rule)
+	}
+	return m, nil
+}
+
+// accepts reports whether the rule accepts packets with one address, whatever else it asks for.
+func (r *ruleInfo) accepts(want *kernel.Match) bool {
+	s := sources[want.Fields[0]]
+	addr := want.Prefix.Addr().AsSlice()
+	loaded, matches, accept := false, false, false
+	for _, e := range attrs(r.exprs) {
+		data := attrOf(e, unix.NFTA_EXPR_DATA)
+		switch cstr(attrOf(e, unix.NFTA_EXPR_NAME)) {
+		case "payload":
+			num := func(attr uint16) uint32 { return num32be(attrOf(data, attr)) }
+			loaded = num(unix.NFTA_PAYLOAD_BASE) == s.base && num(unix.NFTA_PAYLOAD_OFFSET) == s.offset && num(unix.NFTA_PAYLOAD_LEN) == uint32(s.size)
+		case "cmp":
+			if loaded && num32be(attrOf(data, unix.NFTA_CMP_OP)) == unix.NFT_CMP_EQ {
+				matches = matches || bytes.Equal(attrOf(attrOf(data, unix.NFTA_CMP_DATA), unix.NFTA_DATA_VALUE), addr)
+			}
+			loaded = false
+		case "immediate":
+			v := attrOf(attrOf(data, unix.NFTA_IMMEDIATE_DATA), unix.NFTA_DATA_VERDICT)
+			accept = v != nil && num32be(attrOf(v, unix.NFTA_VERDICT_CODE)) == nfAccept
+		default:
+			loaded = false // something changed the register
+		}
+	}
+	return matches && accept
 }
 
 // allAccepts lists our rules in all chains of others.
@@ -113,57 +261,92 @@ func (s *session) acceptMsgs(sp *space, op kernel.Op, a *kernel.Accept) ([]*msg,
 	if !ok {
 		return nil, fmt.Errorf("family %q: %w", a.Family, kernel.ErrUnsupported)
 	}
-	if len(acceptMark+a.Rule) > maxComment {
+	if len(acceptComment(a)) > maxComment {
 		return nil, errors.New("the rule is too long to be marked as ours")
 	}
+	if op != kernel.Delete && a.Others {
+		return nil, fmt.Errorf("a rule of somebody else's is not made: %w", kernel.ErrUnsupported)
+	}
 	s.k.wantAccept(op, a)
-	rules, err := sp.ruleInfos(fam, a.Table, a.Chain)
+	p, err := sp.acceptPlace(a)
 	if err != nil {
 		return nil, err
 	}
-	useful, useless := chainAccepts(rules)
-	mine := func(r *ruleInfo) bool { return r.comment == acceptMark+a.Rule }
-	if op != kernel.Delete && slices.ContainsFunc(useful, mine) {
+	if op != kernel.Delete && p.stands {
 		return nil, nil
 	}
 	var out []*msg
-	for _, r := range append(useful, useless...) {
-		if mine(r) {
-			m := nftMsg(unix.NFT_MSG_DELRULE, 0, fam)
-			m.str(unix.NFTA_RULE_TABLE, a.Table)
-			m.str(unix.NFTA_RULE_CHAIN, a.Chain)
-			m.be64(unix.NFTA_RULE_HANDLE, r.handle)
-			out = append(out, m)
+	for _, r := range p.mine {
+		if op != kernel.Delete && (r == p.lead || p.in) {
+			continue
 		}
+		m := ruleIn(unix.NFT_MSG_DELRULE, 0, fam, a)
+		m.be64(unix.NFTA_RULE_HANDLE, r.handle)
+		out = append(out, m)
 	}
 	if op == kernel.Delete {
 		return out, nil
 	}
-	m := nftMsg(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE, fam)
-	m.str(unix.NFTA_RULE_TABLE, a.Table)
-	m.str(unix.NFTA_RULE_CHAIN, a.Chain)
-	if err := compileAccept(m, fam, a.Rule); err != nil {
-		return nil, err
+	if !p.in {
+		m, err := newRule(fam, a, " counter accept", acceptComment(a))
+		if err != nil {
+			return nil, err
+		}
+		p.position(m, a)
+		out = append(out, m)
 	}
-	m.attr(unix.NFTA_RULE_USERDATA, udata(acceptMark+a.Rule))
-	if n := len(rules); n > 0 && rules[n-1].endsAll() {
-		m.be64(unix.NFTA_RULE_POSITION, rules[n-1].handle)
-	} else {
-		m.flag(unix.NLM_F_APPEND)
+	if p.via && p.lead == nil {
+		m, err := newRule(fam, &kernel.Accept{Table: a.Table, Chain: a.Chain}, "counter jump "+a.Via, viaComment(a))
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, m)
 	}
-	return append(out, m), nil
+	return out, nil
 }
 
-// compileAccept encodes the rule as iptables-nft does (match, counter, verdict), so that iptables-save and its like
+// newRule makes a rule before all others of the accept's chain.
+func newRule(fam uint8, a *kernel.Accept, end, comment string) (*msg, error) {
+	m := ruleIn(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE, fam, a)
+	if err := compileIn(m, fam, a.Rule+end); err != nil {
+		return nil, err
+	}
+	m.attr(unix.NFTA_RULE_USERDATA, udata(comment))
+	return m, nil
+}
+
+// position says where a new rule goes.
+func (p *acceptPlace) position(m *msg, a *kernel.Accept) {
+	switch n := len(p.rules); {
+	case p.lead != nil:
+		m.be64(unix.NFTA_RULE_POSITION, p.lead.handle) // with the flag: behind that rule
+		m.flag(unix.NLM_F_APPEND)
+	case a.First: // with neither: before all
+	case n > 0 && p.rules[n-1].endsAll():
+		m.be64(unix.NFTA_RULE_POSITION, p.rules[n-1].handle)
+	default:
+		m.flag(unix.NLM_F_APPEND)
+	}
+}
+
+// ruleIn begins a message about a rule of the accept's chain.
+func ruleIn(typ, flags uint16, fam uint8, a *kernel.Accept) *msg {
+	m := nftMsg(typ, flags, fam)
+	m.str(unix.NFTA_RULE_TABLE, a.Table)
+	m.str(unix.NFTA_RULE_CHAIN, a.Chain)
+	return m
+}
+
+// compileIn encodes a rule as iptables-nft does (match, counter, verdict), so that iptables-save and its like
 // still understand the chain that it stands in.
-func compileAccept(m *msg, fam uint8, rule string) error {
+func compileIn(m *msg, fam uint8, rule string) error {
 	none := func(string) *kernel.Set { return nil }
 	c := compiler{set: none}
 	switch fam { // in the families of one protocol there is nothing to make sure of
 	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
 		c.nfproto = fam
 	}
-	return c.compile(m, rule+" counter accept")
+	return c.compile(m, rule)
 }
 
 // iptablesComment gives the comment of a rule that iptables-restore has put back: it is a match then.

@@ -2,6 +2,7 @@ package linux
 
 import (
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -121,5 +122,13 @@ func TestForeignChains(t *testing.T) {
 	}
 	if len(got) != len(want) {
 		t.Errorf("got %v", got)
+	}
+	all, err := k.ForeignChains(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := kernel.ForeignChain{Family: "ip", Table: "filter", Chain: "INPUT", Hook: "input", Owner: "iptables (Docker, ufw)"}
+	if len(all) != len(want)+2 || !slices.Contains(all, open) {
+		t.Errorf("with those that drop nothing: %v", all)
 	}
 }

@@ -50,9 +50,11 @@ func (k *Kernel) Facts(ctx context.Context) (kernel.Facts, error) {
 	if err := sp.do(func() error { k.switches(&f); return nil }); err != nil {
 		return f, err
 	}
-	if f.Chains, err = sp.foreignChains(); err != nil && !noNft(err) {
+	chains, err := sp.foreignChains()
+	if err != nil && !noNft(err) {
 		return f, err
 	}
+	f.Chains = slices.DeleteFunc(chains, func(c kernel.ForeignChain) bool { return c.Why == "" })
 	f.MachineID = machineID()
 	return f, nil
 }
@@ -121,7 +123,21 @@ func (k *Kernel) switches(f *kernel.Facts) {
 	slices.Sort(f.LegacyFilter)
 }
 
-// foreignChains lists the base chains of others that drop what they don't know.
+// ForeignChains lists the base chains of others, those too that let everything pass. It is cheap beside Facts.
+func (k *Kernel) ForeignChains(ctx context.Context) ([]kernel.ForeignChain, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	s := k.session()
+	defer s.close()
+	sp, err := s.space("")
+	if err != nil {
+		return nil, err
+	}
+	return sp.foreignChains()
+}
+
+// foreignChains lists the base chains of others and says which drop what they don't know.
 func (p *space) foreignChains() ([]kernel.ForeignChain, error) {
 	chains, err := p.baseChains()
 	if err != nil {
@@ -139,8 +155,6 @@ func (p *space) foreignChains() ([]kernel.ForeignChain, error) {
 			why = "last rule rejects"
 		case c.policy != nfAccept:
 			why = "policy drop"
-		default:
-			continue
 		}
 		out = append(out, kernel.ForeignChain{Family: familyName(c.family), Table: c.table, Chain: c.Name, Hook: c.Hook, Why: why,
 			Owner: chainOwner(c, rules)})

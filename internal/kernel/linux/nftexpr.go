@@ -65,13 +65,16 @@ func (e exprs) cmp(op uint32, data []byte) {
 	})
 }
 
-func (e exprs) mask(mask []byte) {
+func (e exprs) mask(mask []byte) { e.bitwise(mask, make([]byte, len(mask))) }
+
+// bitwise changes the register to what it has under mask, with the bits of xor turned round.
+func (e exprs) bitwise(mask, xor []byte) {
 	e.add("bitwise", func(m *msg) {
 		m.be32(unix.NFTA_BITWISE_SREG, reg(0))
 		m.be32(unix.NFTA_BITWISE_DREG, reg(0))
 		m.be32(unix.NFTA_BITWISE_LEN, uint32(len(mask)))
 		value(m, unix.NFTA_BITWISE_MASK, mask)
-		value(m, unix.NFTA_BITWISE_XOR, make([]byte, len(mask)))
+		value(m, unix.NFTA_BITWISE_XOR, xor)
 	})
 }
 

@@ -321,6 +321,13 @@ func (c *compiler) prefix(s source, p netip.Prefix, op uint32) {
 
 func (c *compiler) setMark(s *kernel.SetMark) {
 	switch {
+	case s.Keep != 0:
+		if s.Ct {
+			c.ct(unix.NFT_CT_MARK, 0)
+		} else {
+			c.meta(unix.NFT_META_MARK, 0)
+		}
+		c.bitwise(host32(s.Keep), host32(s.Value))
 	case !s.Copy:
 		c.immediate(0, host32(s.Value))
 	case s.Ct:
