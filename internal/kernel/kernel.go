@@ -129,6 +129,8 @@ type Scope struct {
 	// tables that are among Objects, every element whose comment begins with it and every TableChain. "" for none. It
 	// is for programs that keep no state and find by it what is theirs.
 	Mark string
+	// Links also lists every link of the machine's own namespace, whoever's it is.
+	Links bool
 }
 
 // Kernel is the only door to side effects on a kernel.

@@ -16,6 +16,7 @@ const (
 	Macvlan  LinkType = "macvlan"
 	Ipvlan   LinkType = "ipvlan"
 	VLAN     LinkType = "vlan"
+	Tap      LinkType = "tap"      // a TAP device that stays when no program has it open (tun.txt in the kernel's tree)
 	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
 	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
 	// packets go on where they were.
@@ -56,6 +57,31 @@ type Link struct {
 	Port *Port
 	// Promisc turns promiscuous mode on (ip-link(8)); false leaves it alone.
 	Promisc bool
+	// Access says who may open a TAP device and how; nil is the zero Access when it is made, and not compared.
+	Access *Access
+	// Home is the name that the link has in the machine's own namespace: it is not made but moved from there, with
+	// whatever type, MTU and hardware address it has, and keeps Home as its alias; the other fields are not to be set.
+	// Making it needs a Home that exists, and an NS that is not the machine's. Deleting it moves it back as Home, down
+	// and without alias; where that name is taken it becomes devN, with the alias. A link of this name with another
+	// alias is somebody else's. In the machine's namespace the deletion gives the link its name back: the kernel moves
+	// devices that are no software there, as they are, when the namespace that holds them ends.
+	Home string
+}
+
+// Access is what opening a TAP device takes (TUNSETIFF, TUNSETOWNER, TUNSETGROUP).
+type Access struct {
+	// Owner and Group are the user and the group that may open the device without CAP_NET_ADMIN; nil for none.
+	Owner, Group *uint32
+	// MultiQueue has the device opened once for each queue, each time with IFF_MULTI_QUEUE.
+	MultiQueue bool
+	// Context is the SELinux context that the device gets; "" for that of the process that makes it. It is not
+	// compared, as the kernel doesn't tell it.
+	Context string
+}
+
+func (a *Access) holds(b *Access) bool {
+	same := func(a, b *uint32) bool { return a == b || a != nil && b != nil && *a == *b }
+	return a == nil || b != nil && same(a.Owner, b.Owner) && same(a.Group, b.Group) && a.MultiQueue == b.MultiQueue
 }
 
 // Peer is the far end of a veth pair, made in its namespace under its final name. Deleting either end deletes both.
@@ -87,7 +113,10 @@ func (l *Link) Key() Key { return Key{KindLink, l.NS, l.Name} }
 // Holds implements Object.
 func (l *Link) Holds(actual Object) bool {
 	a, ok := actual.(*Link)
-	if !ok || l.Type != a.Type || l.Master != a.Master ||
+	if ok && l.Home != "" {
+		return l.Home == a.Home
+	}
+	if !ok || l.Type != a.Type || l.Master != a.Master || !l.Access.holds(a.Access) ||
 		l.MTU != 0 && l.MTU != a.MTU ||
 		l.MAC != "" && l.MAC != a.MAC ||
 		l.Group != 0 && l.Group != a.Group ||
@@ -109,7 +138,10 @@ func (l *Link) Holds(actual Object) bool {
 
 // Replace reports whether actual can't be turned into l in place and has to be deleted first.
 func (l *Link) Replace(actual *Link) bool {
-	if l.Type != actual.Type || l.VLAN != actual.VLAN {
+	if l.Home != "" || actual.Home != "" {
+		return l.Home != actual.Home
+	}
+	if l.Type != actual.Type || l.VLAN != actual.VLAN || !l.Access.holds(actual.Access) {
 		return true
 	}
 	if l.Parent != nil && (actual.Parent == nil || *l.Parent != *actual.Parent) {
@@ -125,12 +157,14 @@ func (l *Link) Replace(actual *Link) bool {
 // String implements Object.
 func (l *Link) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "link %s type %s", l.Name, l.Type)
+	b.WriteString("link " + l.Name)
 	word := func(k, v string) {
 		if v != "" && v != "0" {
 			b.WriteString(" " + k + " " + v)
 		}
 	}
+	word("type", string(l.Type))
+	word("of the machine's", l.Home)
 	word("mtu", fmt.Sprint(l.MTU))
 	word("address", l.MAC)
 	word("master", l.Master)
@@ -148,6 +182,19 @@ func (l *Link) String() string {
 	}
 	if l.Promisc {
 		b.WriteString(" promisc on")
+	}
+	if a := l.Access; a != nil {
+		id := func(k string, n *uint32) {
+			if n != nil {
+				fmt.Fprintf(&b, " %s %d", k, *n)
+			}
+		}
+		id("user", a.Owner)
+		id("group", a.Group)
+		if a.MultiQueue {
+			b.WriteString(" multi_queue")
+		}
+		word("context", a.Context)
 	}
 	word("alias", l.Alias)
 	if l.Parent != nil {

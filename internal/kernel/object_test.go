@@ -17,9 +17,12 @@ var (
 	full = &kernel.Link{Name: "sv-a", Type: kernel.Veth, MTU: 1400, MAC: "02:00:00:00:00:01", Alias: "seine:x", Master: "sn-a", Group: 7,
 		Port: &kernel.Port{Hairpin: true, Isolated: true}, Promisc: true,
 		Peer: &kernel.Peer{NS: "/run/netns/a", Name: "eth0", MTU: 1300, MAC: "02:00:00:00:00:02", Alias: "seine:x"}}
-	macvlan = &kernel.Link{NS: "/a", Name: "net1", Type: kernel.Macvlan, Parent: &kernel.Parent{Name: "eth0"}, Mode: "bridge", BCQueueLen: 5}
-	vlan    = &kernel.Link{Name: "eth0.7", Type: kernel.VLAN, Parent: &kernel.Parent{Name: "eth0"}, VLAN: 7}
-	tbl     = &kernel.Table{Name: "seine", Sets: []*kernel.Set{portMap}, Chains: []*kernel.Chain{
+	macvlan      = &kernel.Link{NS: "/a", Name: "net1", Type: kernel.Macvlan, Parent: &kernel.Parent{Name: "eth0"}, Mode: "bridge", BCQueueLen: 5}
+	vlan         = &kernel.Link{Name: "eth0.7", Type: kernel.VLAN, Parent: &kernel.Parent{Name: "eth0"}, VLAN: 7}
+	owner, other = uint32(1000), uint32(0)
+	tap          = &kernel.Link{NS: "/a", Name: "tap0", Type: kernel.Tap, Access: &kernel.Access{Owner: &owner, Group: &other, MultiQueue: true, Context: "c"}}
+	moved        = &kernel.Link{NS: "/a", Name: "net1", Home: "eth1"}
+	tbl          = &kernel.Table{Name: "seine", Sets: []*kernel.Set{portMap}, Chains: []*kernel.Chain{
 		{Name: "forward", Type: "filter", Hook: "forward", Rules: []string{"drop"}}, {Name: "publish", Rules: []string{"accept", "drop"}}}}
 )
 
@@ -67,6 +70,19 @@ func TestHolds(t *testing.T) {
 		{"link, nothing asked of a macvlan", &kernel.Link{Type: kernel.Macvlan}, macvlan, true},
 		{"link, vlan", vlan, with(vlan, func(l *kernel.Link) { l.VLAN = 0 }), false},
 		{"link, vlan 0", with(vlan, func(l *kernel.Link) { l.VLAN = 0 }), vlan, false},
+		{"link, tap", tap, with(tap, func(l *kernel.Link) {
+			o, g := owner, other
+			l.Access = &kernel.Access{Owner: &o, Group: &g, MultiQueue: true}
+		}), true},
+		{"link, owner", tap, with(tap, func(l *kernel.Link) { l.Access = &kernel.Access{Owner: &other, Group: &other, MultiQueue: true} }), false},
+		{"link, no owner", tap, with(tap, func(l *kernel.Link) { l.Access = &kernel.Access{Group: &other, MultiQueue: true} }), false},
+		{"link, owner not asked", with(tap, func(l *kernel.Link) { l.Access = &kernel.Access{Group: &other, MultiQueue: true} }), tap, false},
+		{"link, queues", tap, with(tap, func(l *kernel.Link) { l.Access = &kernel.Access{Owner: &owner, Group: &other} }), false},
+		{"link, no access", tap, with(tap, func(l *kernel.Link) { l.Access = nil }), false},
+		{"link, access not asked", with(tap, func(l *kernel.Link) { l.Access = nil }), tap, true},
+		{"link, moved", moved, with(moved, func(l *kernel.Link) { l.Type, l.MTU, l.Alias = kernel.Veth, 1500, "eth1" }), true},
+		{"link, moved from elsewhere", moved, with(moved, func(l *kernel.Link) { l.Home = "eth2" }), false},
+		{"link, not moved", moved, with(moved, func(l *kernel.Link) { l.Home = "" }), false},
 		{"link, no link", full, &kernel.LinkUp{Link: "sv-a"}, false},
 		{"up", &kernel.LinkUp{Link: "a", Keep: true}, &kernel.LinkUp{Link: "a"}, true},
 		{"sysctl", &kernel.Sysctl{Name: "a", Value: "1", Before: "0"}, &kernel.Sysctl{Name: "a", Value: "1"}, true},
@@ -180,6 +196,8 @@ func TestString(t *testing.T) {
 			" peer eth0 mtu 1300 address 02:00:00:00:00:02 netns /run/netns/a", "link sv-a", "", ""},
 		{macvlan, "link net1 type macvlan mode bridge bcqueuelen 5 link eth0 of the machine netns /a", "link net1 @/a", "", ""},
 		{vlan, "link eth0.7 type vlan id 7 link eth0", "link eth0.7", "", ""},
+		{tap, "link tap0 type tap user 1000 group 0 multi_queue context c netns /a", "link tap0 @/a", "", ""},
+		{moved, "link net1 of the machine's eth1 netns /a", "link net1 @/a", "", ""},
 		{&kernel.LinkUp{NS: "/a", Link: "eth0"}, "link eth0 up netns /a", "up eth0 @/a", "/a", "eth0"},
 		{&kernel.Sysctl{Name: "net/ipv4/ip_forward", Value: "1"}, "sysctl net/ipv4/ip_forward = 1", "sysctl net/ipv4/ip_forward", "", ""},
 		{&kernel.Sysctl{NS: "/a", Name: "net/ipv6/conf/eth0.1/accept_ra", Value: "0"}, "sysctl net/ipv6/conf/eth0.1/accept_ra = 0 netns /a",
@@ -247,6 +265,12 @@ func TestReplace(t *testing.T) {
 		"to passthru":      {on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), macvlan, true},
 		"mode not asked":   {on(macvlan, func(l *kernel.Link) { l.Mode = "" }), on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), false},
 		"vlan":             {vlan, on(vlan, func(l *kernel.Link) { l.VLAN = 8 }), true},
+		"the same tap":     {tap, tap, false},
+		"mtu of a tap":     {with(tap, func(l *kernel.Link) { l.MTU = 1400 }), tap, false},
+		"access":           {tap, with(tap, func(l *kernel.Link) { l.Access = &kernel.Access{} }), true},
+		"access not asked": {with(tap, func(l *kernel.Link) { l.Access = nil }), tap, false},
+		"moved":            {moved, with(moved, func(l *kernel.Link) { l.Type = kernel.Veth }), false},
+		"another device":   {moved, with(moved, func(l *kernel.Link) { l.Home = "eth2" }), true},
 	} {
 		if got := c.want.Replace(c.actual); got != c.replace {
 			t.Errorf("%s: replace is %v, want %v", name, got, c.replace)

@@ -80,8 +80,8 @@ func (k *Kernel) AddNamespace(path string) {
 	}
 }
 
-// RemoveNamespace ends a network namespace with all in it, and with its veths' other ends. The machine's own, "",
-// stays.
+// RemoveNamespace ends a network namespace with all in it, and with its veths' other ends; devices that are no software
+// (links of no type) are moved to the machine's own, "", which stays.
 func (k *Kernel) RemoveNamespace(path string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -90,7 +90,11 @@ func (k *Kernel) RemoveNamespace(path string) {
 		return
 	}
 	for _, l := range s.links {
-		k.removeLink(l)
+		if l.typ == "" {
+			k.move(l, "", l.name)
+		} else {
+			k.removeLink(l)
+		}
 	}
 	delete(k.spaces, path)
 }

@@ -63,7 +63,7 @@ func (k *Kernel) everything(s *space) []kernel.Object {
 }
 
 // AddForeign puts an object there that is not ours: a *kernel.Link without an alias of ours, or a LinkUp, Addr, Route,
-// Rule or Neigh. It panics where the kernel refuses it.
+// Rule or Neigh. A link of no type is a device that is no software. It panics where the kernel refuses it.
 func (k *Kernel) AddForeign(o kernel.Object) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -77,6 +77,9 @@ func (k *Kernel) AddForeign(o kernel.Object) {
 }
 
 func (k *Kernel) addForeign(s *space, o kernel.Object) error {
+	if l, ok := o.(*kernel.Link); ok && l.Type == "" {
+		return k.addDevice(s, l)
+	}
 	if err := k.put(s, o, false); err != nil {
 		return err
 	}

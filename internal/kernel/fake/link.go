@@ -29,8 +29,9 @@ type link struct {
 	vlan     int
 	// bcQueueLen is a macvlan's.
 	bcQueueLen uint32
-	peer       *link // the other end of a veth
-	main       bool  // false for the end that a veth was made with as its peer
+	access     *kernel.Access // of a TAP device
+	peer       *link          // the other end of a veth
+	main       bool           // false for the end that a veth was made with as its peer
 	up         bool
 	asked      struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
 	addrs      []*addr                 // in the order of their making
@@ -58,13 +59,13 @@ func (l *link) ours() bool { return strings.HasPrefix(l.alias, kernel.AliasPrefi
 
 // foreign reports whether a link that was asked for as ours is somebody else's.
 func (l *link) foreign(wanted *kernel.Link) bool {
-	return strings.HasPrefix(wanted.Alias, kernel.AliasPrefix) && !l.ours()
+	return strings.HasPrefix(wanted.Alias, kernel.AliasPrefix) && !l.ours() || wanted.Home != "" && wanted.Home != l.alias
 }
 
 // object gives the link as a listing does. With bare it leaves out what the kernel chose by itself.
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
-		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen}
+		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access}
 	if l.parent != nil {
 		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
 	}
@@ -95,6 +96,8 @@ func (k *Kernel) putLink(s *space, o *kernel.Link, update bool) error {
 	switch {
 	case l == nil && update:
 		return kernel.ErrAbsent
+	case l == nil && o.Home != "":
+		return k.moveIn(s, o)
 	case l == nil:
 		return k.createLink(s, o)
 	case l.foreign(o):
@@ -112,6 +115,14 @@ func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 	if o.Parent != nil {
 		if err := k.stack(l, o); err != nil {
 			return err
+		}
+	}
+	if o.Type == kernel.Tap {
+		if l.access = o.Access; l.access == nil {
+			l.access = &kernel.Access{}
+		}
+		if l.access.Context != "" {
+			return fmt.Errorf("SELinux context %q: %w", l.access.Context, kernel.ErrUnsupported)
 		}
 	}
 	if o.Type == kernel.Veth {
@@ -200,13 +211,19 @@ func (l *link) leaveMaster() {
 }
 
 func checkLink(o *kernel.Link) error {
+	if o.Home != "" {
+		return checkHome(o)
+	}
 	switch o.Type {
-	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN:
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
 	if o.Type != kernel.Veth && o.Peer != nil {
 		return errors.New("only a veth has a peer")
+	}
+	if o.Type != kernel.Tap && o.Access != nil {
+		return errors.New("only a TAP device has an Access")
 	}
 	if err := checkStack(o); err != nil {
 		return err
@@ -253,7 +270,10 @@ func (k *Kernel) deleteLink(s *space, o *kernel.Link, force bool) error {
 	if l == nil || l.foreign(o) && !force {
 		return nil
 	}
-	if l.typ != kernel.Loopback {
+	switch {
+	case o.Home != "":
+		k.giveBack(l, o.Home)
+	case l.typ != kernel.Loopback:
 		k.removeLink(l)
 	}
 	return nil
@@ -268,20 +288,25 @@ func (k *Kernel) removeLink(l *link) {
 		for _, c := range k.children(l) {
 			k.removeLink(c)
 		}
-		s := k.spaces[l.ns]
-		delete(s.links, l.name)
-		maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
-		maps.DeleteFunc(s.sysctls, func(name, _ string) bool {
-			_, dev, _, ok := splitSysctl(name)
-			return ok && dev == l.name
-		})
-		for _, port := range s.links {
-			if port.master == l.name {
-				port.leaveMaster()
-			}
-			if r := port.redirect; r != nil && r.To == l.name { // it leads nowhere now
-				port.redirect = &kernel.Redirect{NS: r.NS, Link: r.Link}
-			}
+		k.takeOut(l)
+	}
+}
+
+// takeOut takes a link out of its namespace with what others there have by its name.
+func (k *Kernel) takeOut(l *link) {
+	s := k.spaces[l.ns]
+	delete(s.links, l.name)
+	maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
+	maps.DeleteFunc(s.sysctls, func(name, _ string) bool {
+		_, dev, _, ok := splitSysctl(name)
+		return ok && dev == l.name
+	})
+	for _, port := range s.links {
+		if port.master == l.name {
+			port.leaveMaster()
+		}
+		if r := port.redirect; r != nil && r.To == l.name { // it leads nowhere now
+			port.redirect = &kernel.Redirect{NS: r.NS, Link: r.Link}
 		}
 	}
 }

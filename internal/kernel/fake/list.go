@@ -40,6 +40,13 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 			ends[s.links[l.Name].peer] = true
 		}
 	}
+	if scope.Links {
+		for _, l := range k.spaces[""].links {
+			if o := k.listed(l, nil); !ends[l] && found[o.Key()] == nil {
+				found[o.Key()] = o
+			}
+		}
+	}
 	if scope.Mark != "" {
 		for _, o := range k.marked(scope, ends) {
 			found[o.Key()] = o
@@ -161,7 +168,7 @@ func listedContent(o kernel.Object) kernel.Object {
 }
 
 // listed gives the link as a listing does: of a veth's other end, and of what a link was made on, it knows only what it
-// was asked for, as a kernel tells a number and not where that is.
+// was asked for, as a kernel tells a number and not where that is. An alias is a home only to who asks for one.
 func (k *Kernel) listed(l *link, asked *kernel.Link) *kernel.Link {
 	o := l.object(false)
 	if asked == nil {
@@ -169,6 +176,9 @@ func (k *Kernel) listed(l *link, asked *kernel.Link) *kernel.Link {
 	}
 	if asked.Peer == nil || o.Peer != nil && (o.Peer.NS != asked.Peer.NS || o.Peer.Name != asked.Peer.Name) {
 		o.Peer = nil
+	}
+	if asked.Home == l.alias {
+		o.Home = asked.Home
 	}
 	o.Parent = k.parentAs(l, asked.Parent)
 	return o

@@ -96,6 +96,13 @@ func lifecycles() []lifecycle {
 		})},
 		{name: "veth on a bridge", needs: []kernel.Object{br}, object: pair, byHand: true,
 			changed: with(pair, func(l *kernel.Link) { l.Port = &kernel.Port{Hairpin: true, Isolated: true} })},
+		{name: "tap", object: tap("sv-a"), free: true, byHand: true,
+			changed: with(tap("sv-a"), func(l *kernel.Link) { l.MTU, l.MAC, l.Group = 1300, "02:00:00:00:0e:02", 7 })},
+		{name: "tap on a bridge", needs: []kernel.Object{br}, byHand: true,
+			object: with(tap("sv-a"), func(l *kernel.Link) {
+				l.Master, l.Port, l.Access = br.Name, &kernel.Port{}, &kernel.Access{Owner: id(1000), Group: id(0), MultiQueue: true}
+			}),
+			changed: with(tap("sv-a"), func(l *kernel.Link) { l.Master, l.Port = br.Name, &kernel.Port{Hairpin: true} })},
 		{name: "up", needs: []kernel.Object{br}, object: up("sn-a"), byHand: true},
 		{name: "tbf", needs: []kernel.Object{br}, byHand: true,
 			object:  &kernel.Qdisc{Link: "sn-a", Type: "tbf", Parent: "root", Rate: 1250000, Burst: 15000, Limit: 30000},

@@ -92,8 +92,10 @@ func everyKind(ns, peerNS string) []kernel.Object {
 	e.NS = ns
 	b := bridge("sn-a")
 	b.NS = ns
+	p := tap("sv-t")
+	p.NS = ns
 	return []kernel.Object{
-		t, c, e, l, b,
+		t, c, e, l, b, p,
 		&kernel.Sysctl{NS: ns, Name: "net/ipv4/conf/sn-a/route_localnet", Value: "1", Before: "0"},
 		&kernel.Qdisc{NS: ns, Link: "sn-a", Type: "tbf", Parent: "root", Rate: 1250000, Burst: 15000, Limit: 30000},
 		&kernel.Redirect{NS: ns, Link: "sn-a", To: "sv-a"},

@@ -292,6 +292,19 @@ func (p *space) allElements(t *tableInfo, hints []kernel.Object, f *found, mark 
 	return nil
 }
 
+// listMachine lists every link of the base namespace.
+func (s *session) listMachine(hints []kernel.Object, f *found) error {
+	sp, err := s.space("")
+	if err != nil {
+		return err
+	}
+	links, err := sp.links()
+	if err != nil {
+		return err
+	}
+	return s.allLinks(sp, links, hints, f, func(*linkInfo) bool { return true })
+}
+
 // listMarked lists what kernel.Scope.Mark is about.
 func (s *session) listMarked(scope kernel.Scope, f *found) error {
 	sp, err := s.space("")

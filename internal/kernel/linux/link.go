@@ -34,6 +34,7 @@ type linkInfo struct {
 	vlan         int
 	bcQueueLen   uint32
 	port         *kernel.Port
+	access       *kernel.Access
 	conf4, conf6 []byte // see devconf.go
 }
 
@@ -203,13 +204,14 @@ func (s *session) listLinks(sp *space, want []kernel.Object, f *found) error {
 		case *kernel.Link:
 			// Somebody else's link under a name that is wanted as ours is not listed, so that nobody takes it for
 			// one to change: making ours will say that it is in the way.
-			if strings.HasPrefix(o.Alias, kernel.AliasPrefix) && !l.ours() {
+			if strings.HasPrefix(o.Alias, kernel.AliasPrefix) && !l.ours() || o.Home != "" && o.Home != l.alias {
 				continue
 			}
 			got, err := s.asLink(sp, l, o, byIndex)
 			if err != nil {
 				return err
 			}
+			got.Home = o.Home
 			f.add(got)
 		}
 	}
@@ -223,7 +225,7 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 		want = &kernel.Link{}
 	}
 	out := &kernel.Link{NS: sp.path, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias, Port: l.port,
-		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen}
+		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access}
 	var err error
 	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
 		return nil, err
@@ -275,8 +277,13 @@ func (s *session) applyLink(sp *space, c kernel.Change) error {
 }
 
 func (s *session) createLink(sp *space, want *kernel.Link) error {
-	if want.Type == kernel.Loopback {
+	switch {
+	case want.Type == kernel.Loopback:
 		return unix.EEXIST
+	case want.Home != "":
+		return s.moveIn(sp, want)
+	case want.Type == kernel.Tap:
+		return s.createTap(sp, want)
 	}
 	from, parent, name, err := s.origin(sp, want)
 	if err != nil {
@@ -450,13 +457,14 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(want.Alias, kernel.AliasPrefix) && !l.ours() {
+	if strings.HasPrefix(want.Alias, kernel.AliasPrefix) && !l.ours() || want.Home != "" && want.Home != l.alias {
 		return errForeign
 	}
 	have, err := s.asLink(sp, l, want, map[int]string{})
 	if err != nil {
 		return err
 	}
+	have.Home = want.Home
 	if want.Replace(have) {
 		return fmt.Errorf("%w: it can't be changed in place", kernel.ErrExists)
 	}

@@ -20,6 +20,10 @@ func (s *session) deleteLinks(sp *space, run []kernel.Change, errs []error) {
 		if old.Type == kernel.Loopback {
 			continue
 		}
+		if old.Home != "" {
+			errs[i] = fail(old, s.giveBack(sp, old))
+			continue
+		}
 		l, err := sp.link(old.Name)
 		if err != nil {
 			if !gone(err) {

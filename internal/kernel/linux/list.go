@@ -87,6 +87,11 @@ func (s *session) list(scope kernel.Scope) ([]kernel.Object, error) {
 			}
 		}
 	}
+	if scope.Links {
+		if err := s.listMachine(scope.Objects, f); err != nil {
+			return nil, err
+		}
+	}
 	if scope.Mark != "" {
 		if err := s.listMarked(scope, f); err != nil {
 			return nil, err

@@ -64,6 +64,8 @@ func infoData(m *msg, l *kernel.Link) error {
 // parseData reads what infoData writes.
 func (l *linkInfo) parseData(b []byte) {
 	switch kernel.LinkType(l.kind) {
+	case tunKind:
+		l.parseTun(b)
 	case kernel.Macvlan:
 		l.bcQueueLen = num32(attrOf(b, macvlanBCQueueLen))
 		for name, v := range macvlanModes {
