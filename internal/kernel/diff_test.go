@@ -55,6 +55,7 @@ func network() []kernel.Object {
 		&kernel.Hold{Protocol: "tcp", Addr: addr("0.0.0.0"), Port: 80},
 		&kernel.Link{Name: "sn-z", Type: kernel.Bridge},
 		&kernel.Link{Name: "sn-a", Type: kernel.Veth, Master: "sn-z", Peer: &kernel.Peer{NS: "/a", Name: "eth0"}},
+		&kernel.PortVLANs{Link: "sn-a", VLANs: []kernel.VLANRange{{First: 7, Last: 7, PVID: true, Untagged: true}}},
 		&kernel.Sysctl{Name: "net/ipv4/conf/sn-a/forwarding", Value: "1"},
 		&kernel.Qdisc{Link: "sn-a", Type: "clsact"},
 		&kernel.Redirect{Link: "sn-a", To: "sn-i"},

@@ -20,6 +20,8 @@ func HangsOn(o Object) (ns, link string) {
 		return o.NS, o.Link
 	case *Redirect:
 		return o.NS, o.Link
+	case *PortVLANs:
+		return o.NS, o.Link
 	case *Sysctl:
 		// net/ipv4/conf/LINK/…, net/ipv6/conf/LINK/…, net/ipv4/neigh/LINK/…
 		f := strings.SplitN(o.Name, "/", 5)
@@ -37,6 +39,8 @@ func Stays(o Object) bool {
 		return o.Keep
 	case *Sysctl:
 		return o.Before == ""
+	case *PortVLANs:
+		return true
 	}
 	return false
 }

@@ -22,6 +22,7 @@ const (
 	KindAccept                   // an accept rule in a chain that is somebody else's
 	KindHold                     // a port of the machine kept from other programs
 	KindLink                     // a network interface, not yet up
+	KindVLANs                    // the VLANs of a bridge's port
 	KindSysctl                   // a value under /proc/sys/net
 	KindQdisc                    // a queueing discipline of a link
 	KindRedirect                 // what enters a link sent out by another
@@ -34,7 +35,7 @@ const (
 	KindElement                  // an element of an nftables set or map
 )
 
-var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
+var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "vlans", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
 	"route", "neigh", "fdb", "element"}
 
 // String gives the word that plans, logs and metrics use for the kind.
@@ -121,7 +122,7 @@ func (c Change) String() string {
 type Scope struct {
 	// Objects are looked up by their keys; what exists of them is listed. They also tell the backend where to look
 	// for what a key alone does not say (the namespace of a veth's peer, the declaration of a set). An Addr without a
-	// Prefix stands for all addresses of its link.
+	// Prefix stands for all addresses of its link, a PortVLANs without a Link for those of all ports of its Bridge.
 	Objects []Object
 	// All also lists everything in the machine's own namespace that is provably ours, wanted or not.
 	All bool

@@ -59,6 +59,9 @@ type Link struct {
 	Promisc bool
 	// Access says who may open a TAP device and how; nil is the zero Access when it is made, and not compared.
 	Access *Access
+	// VLANFiltering has a bridge keep its ports' VLANs apart (ip-link(8), vlan_filtering); false leaves it alone. A kernel
+	// without the ability gives ErrUnsupported.
+	VLANFiltering bool
 	// Home is the name that the link has in the machine's own namespace: it is not made but moved from there, with
 	// whatever type, MTU and hardware address it has, and keeps Home as its alias; the other fields are not to be set.
 	// Making it needs a Home that exists, and an NS that is not the machine's. Deleting it moves it back as Home, down
@@ -125,7 +128,8 @@ func (l *Link) Holds(actual Object) bool {
 		l.Promisc && !a.Promisc ||
 		l.Parent != nil && (a.Parent == nil || *l.Parent != *a.Parent) ||
 		l.Mode != "" && l.Mode != a.Mode ||
-		l.BCQueueLen != 0 && l.BCQueueLen != a.BCQueueLen || l.VLAN != a.VLAN {
+		l.BCQueueLen != 0 && l.BCQueueLen != a.BCQueueLen || l.VLAN != a.VLAN ||
+		l.VLANFiltering && !a.VLANFiltering {
 		return false
 	}
 	if l.Peer == nil {
@@ -195,6 +199,9 @@ func (l *Link) String() string {
 			b.WriteString(" multi_queue")
 		}
 		word("context", a.Context)
+	}
+	if l.VLANFiltering {
+		b.WriteString(" vlan_filtering 1")
 	}
 	word("alias", l.Alias)
 	if l.Parent != nil {

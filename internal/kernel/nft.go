@@ -16,6 +16,7 @@ type Type string
 const (
 	TypeIPv4    Type = "ipv4_addr"
 	TypeIPv6    Type = "ipv6_addr"
+	TypeEther   Type = "ether_addr"
 	TypeProto   Type = "inet_proto"   // tcp, udp, sctp
 	TypeService Type = "inet_service" // a port
 	TypeIfname  Type = "ifname"
@@ -46,17 +47,37 @@ type Chain struct {
 	Rules    []string
 }
 
-// Table is an nftables table of family inet that is ours as a whole: its shape, that is its sets, maps and chains with
-// their rules, but not the elements, and not the chains that are Objects of their own (TableChain).
+// FamilyBridge is the Family of tables whose chains see the frames that bridges forward (nft(8), ADDRESS FAMILIES).
+const FamilyBridge = "bridge"
+
+// Table is an nftables table that is ours as a whole: its shape, that is its sets, maps and chains with their rules, but
+// not the elements, and not the chains that are Objects of their own (TableChain).
 type Table struct {
-	NS     string
+	NS string
+	// Family is FamilyBridge, or "" for inet. Tables of two families may have one name.
+	Family string
 	Name   string
 	Sets   []*Set
 	Chains []*Chain
 }
 
-// Key is the table's name.
-func (t *Table) Key() Key { return Key{KindTable, t.NS, t.Name} }
+// Key is the table's name, after its family where that is not inet.
+func (t *Table) Key() Key { return Key{KindTable, t.NS, inFamily(t.Family, t.Name)} }
+
+func inFamily(family, table string) string {
+	if family == "" {
+		return table
+	}
+	return family + " " + table
+}
+
+// nftTable names a table as nft does.
+func nftTable(family, table string) string {
+	if family == "" {
+		family = "inet"
+	}
+	return family + " " + table
+}
 
 // Holds reports whether actual has the same sets and chains with the same rules. A listed Table has in Rules the
 // hashes of the rules (RuleHash), in a wanted one they are text; both are compared as hashes.
@@ -107,18 +128,22 @@ func RuleHash(rule string) string {
 
 // String implements Object.
 func (t *Table) String() string {
-	return fmt.Sprintf("table inet %s (%d sets, %d chains)%s", t.Name, len(t.Sets), len(t.Chains), in(t.NS))
+	return fmt.Sprintf("table %s (%d sets, %d chains)%s", nftTable(t.Family, t.Name), len(t.Sets), len(t.Chains), in(t.NS))
 }
 
 // TableChain is a further chain in a table of ours that comes and goes by itself.
 type TableChain struct {
-	NS    string
-	Table string
-	Chain Chain
+	NS string
+	// Family and Table name the table.
+	Family string
+	Table  string
+	Chain  Chain
 }
 
 // Key is table and chain.
-func (c *TableChain) Key() Key { return Key{KindChain, c.NS, c.Table + " " + c.Chain.Name} }
+func (c *TableChain) Key() Key {
+	return Key{KindChain, c.NS, inFamily(c.Family, c.Table) + " " + c.Chain.Name}
+}
 
 // Holds implements Object.
 func (c *TableChain) Holds(actual Object) bool {
@@ -128,13 +153,15 @@ func (c *TableChain) Holds(actual Object) bool {
 
 // String implements Object.
 func (c *TableChain) String() string {
-	return "chain inet " + c.Table + " " + c.Chain.Name + " { " + strings.Join(c.Chain.Rules, "; ") + " }" + in(c.NS)
+	return "chain " + nftTable(c.Family, c.Table) + " " + c.Chain.Name + " { " + strings.Join(c.Chain.Rules, "; ") + " }" + in(c.NS)
 }
 
 // Element is one element of a set or map in a table of ours.
 type Element struct {
-	NS    string
-	Table string
+	NS string
+	// Family and Table name the table.
+	Family string
+	Table  string
 	// Set is the declaration of the set that the element is in, shared by all of its elements.
 	Set *Set
 	// Item is the key in nft syntax, concatenations joined by " . ": "tcp . 8080", "10.1.0.0/24".
@@ -157,7 +184,9 @@ type Flow struct {
 }
 
 // Key is table, set and item.
-func (e *Element) Key() Key { return Key{KindElement, e.NS, e.Table + " " + e.Set.Name + " " + e.Item} }
+func (e *Element) Key() Key {
+	return Key{KindElement, e.NS, inFamily(e.Family, e.Table) + " " + e.Set.Name + " " + e.Item}
+}
 
 // Holds implements Object.
 func (e *Element) Holds(actual Object) bool {
@@ -167,7 +196,7 @@ func (e *Element) Holds(actual Object) bool {
 
 // String implements Object.
 func (e *Element) String() string {
-	s := "element inet " + e.Table + " " + e.Set.Name + " { " + e.Item
+	s := "element " + nftTable(e.Family, e.Table) + " " + e.Set.Name + " { " + e.Item
 	if e.Data != "" {
 		s += " : " + e.Data
 	}

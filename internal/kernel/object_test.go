@@ -33,6 +33,8 @@ func with[T any](o *T, f func(*T)) *T {
 	return &c
 }
 
+func vlans(v ...kernel.VLANRange) *kernel.PortVLANs { return &kernel.PortVLANs{Link: "a", VLANs: v} }
+
 func TestHolds(t *testing.T) {
 	route := &kernel.Route{Dst: prefix("10.9.0.0/24"), Via: addr("10.1.0.1"), Link: "eth0", Src: addr("10.1.0.2"), MTU: 1400, AdvMSS: 1300}
 	route6 := &kernel.Route{Dst: prefix("fd00:9::/64"), Via: addr("fd00::1"), Link: "eth0", Metric: 1024}
@@ -84,6 +86,14 @@ func TestHolds(t *testing.T) {
 		{"link, moved from elsewhere", moved, with(moved, func(l *kernel.Link) { l.Home = "eth2" }), false},
 		{"link, not moved", moved, with(moved, func(l *kernel.Link) { l.Home = "" }), false},
 		{"link, no link", full, &kernel.LinkUp{Link: "sv-a"}, false},
+		{"link, VLAN filtering", &kernel.Link{Name: "b", Type: kernel.Bridge, VLANFiltering: true}, &kernel.Link{Name: "b", Type: kernel.Bridge}, false},
+		{"link, VLAN filtering not asked", &kernel.Link{Name: "b", Type: kernel.Bridge}, &kernel.Link{Name: "b", Type: kernel.Bridge, VLANFiltering: true}, true},
+		{"vlans, in other ranges", vlans(kernel.VLANRange{First: 3, Last: 5}), vlans(kernel.VLANRange{First: 5, Last: 5}, kernel.VLANRange{First: 3, Last: 4}), true},
+		{"vlans, one missing", vlans(kernel.VLANRange{First: 3, Last: 5}), vlans(kernel.VLANRange{First: 3, Last: 4}), false},
+		{"vlans, one more", vlans(kernel.VLANRange{First: 3, Last: 4}), vlans(kernel.VLANRange{First: 3, Last: 5}), false},
+		{"vlans, one more is kept", with(vlans(kernel.VLANRange{First: 3, Last: 4}), func(p *kernel.PortVLANs) { p.Keep = true }), vlans(kernel.VLANRange{First: 3, Last: 5}), true},
+		{"vlans, tagged", vlans(kernel.VLANRange{First: 3, Last: 3}), vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true}), false},
+		{"vlans, not the port's own", vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true}), vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true, PVID: true}), false},
 		{"up", &kernel.LinkUp{Link: "a", Keep: true}, &kernel.LinkUp{Link: "a"}, true},
 		{"sysctl", &kernel.Sysctl{Name: "a", Value: "1", Before: "0"}, &kernel.Sysctl{Name: "a", Value: "1"}, true},
 		{"sysctl, value", &kernel.Sysctl{Name: "a", Value: "1"}, &kernel.Sysctl{Name: "a", Value: "0"}, false},
@@ -227,6 +237,12 @@ func TestString(t *testing.T) {
 		{&kernel.FDB{Link: "x", MAC: "00:00:00:00:00:00", Dst: addr("192.0.2.1")}, "fdb 00:00:00:00:00:00 dev x dst 192.0.2.1",
 			"fdb x 00:00:00:00:00:00 192.0.2.1", "", "x"},
 		{&kernel.Hold{Protocol: "tcp", Addr: addr("::"), Port: 80}, "hold tcp [::]:80", "hold tcp [::]:80", "", ""},
+		{&kernel.PortVLANs{Link: "a", Keep: true, VLANs: []kernel.VLANRange{{First: 7, Last: 7, PVID: true, Untagged: true}, {First: 9, Last: 11}}},
+			"vlan dev a vid 7 pvid untagged, 9-11, and others", "vlans a", "", "a"},
+		{&kernel.Table{Family: kernel.FamilyBridge, Name: "seine"}, "table bridge seine (0 sets, 0 chains)", "table bridge seine", "", ""},
+		{&kernel.TableChain{Family: kernel.FamilyBridge, Table: "seine", Chain: kernel.Chain{Name: "c"}}, "chain bridge seine c {  }", "chain bridge seine c", "", ""},
+		{&kernel.Element{Family: kernel.FamilyBridge, Table: "seine", Set: portMap, Item: "tcp . 80", Data: "10.1.0.2 . 80"},
+			"element bridge seine port4 { tcp . 80 : 10.1.0.2 . 80 }", "element bridge seine port4 tcp . 80", "", ""},
 		{tbl, "table inet seine (1 sets, 2 chains)", "table seine", "", ""},
 		{&kernel.TableChain{Table: "seine", Chain: kernel.Chain{Name: "c", Rules: []string{"accept", "drop"}}}, "chain inet seine c { accept; drop }",
 			"chain seine c", "", ""},
@@ -284,6 +300,7 @@ func TestStays(t *testing.T) {
 		&kernel.LinkUp{Link: "sn-a"}:                         false,
 		&kernel.Sysctl{Name: "a", Value: "1"}:                true,
 		&kernel.Sysctl{Name: "a", Value: "1", Before: "0"}:   false,
+		&kernel.PortVLANs{Link: "a"}:                         true,
 		&kernel.Addr{Link: "a", Prefix: prefix("::1/128")}:   false,
 		&kernel.Link{Name: "sn-a", Type: kernel.Bridge}:      false,
 		&kernel.Hold{Protocol: "tcp", Addr: addr("0.0.0.0")}: false,

@@ -17,6 +17,7 @@ const (
 	FieldOifname   Field = "oifname"
 	FieldIifgroup  Field = "meta iifgroup"
 	FieldOifgroup  Field = "meta oifgroup"
+	FieldEthSaddr  Field = "ether saddr" // in tables of family bridge only
 	FieldIPSaddr   Field = "ip saddr"
 	FieldIPDaddr   Field = "ip daddr"
 	FieldIP6Saddr  Field = "ip6 saddr"
@@ -41,7 +42,8 @@ const (
 // fieldTypes has the set type of each field; "" where a field can't be looked up in a set.
 var fieldTypes = map[Field]Type{
 	FieldIifname: TypeIfname, FieldOifname: TypeIfname, FieldIifgroup: TypeGroup, FieldOifgroup: TypeGroup,
-	FieldIPSaddr: TypeIPv4, FieldIPDaddr: TypeIPv4, FieldIP6Saddr: TypeIPv6, FieldIP6Daddr: TypeIPv6,
+	FieldEthSaddr: TypeEther,
+	FieldIPSaddr:  TypeIPv4, FieldIPDaddr: TypeIPv4, FieldIP6Saddr: TypeIPv6, FieldIP6Daddr: TypeIPv6,
 	FieldL4proto: TypeProto, FieldMark: TypeMark, FieldCtMark: TypeMark,
 	FieldTCPSport: TypeService, FieldTCPDport: TypeService, FieldUDPSport: TypeService, FieldUDPDport: TypeService,
 	FieldSCTPSport: TypeService, FieldSCTPDport: TypeService, FieldThSport: TypeService, FieldThDport: TypeService,
@@ -139,7 +141,7 @@ func (*SetMark) isStmt() {}
 func (*Verdict) isStmt() {}
 func (Simple) isStmt()   {}
 
-// ParseRule understands the part of nft(8)'s rule syntax that tables of ours are written in (family inet):
+// ParseRule understands the part of nft(8)'s rule syntax that tables of ours are written in (family inet or bridge):
 //
 //	rule    = statement { statement } .
 //	match   = FIELD [ "==" | "!=" ] VALUE .
@@ -157,6 +159,7 @@ func (Simple) isStmt()   {}
 // The fields and their values:
 //
 //	iifname, oifname                             "NAME", or "PREFIX*" for all names that begin so
+//	ether saddr                                  look-ups only, in tables of family bridge
 //	ip saddr, ip daddr, ip6 saddr, ip6 daddr     ADDR or ADDR/LEN
 //	meta l4proto                                 tcp, udp, sctp, icmp, ipv6-icmp or a number
 //	meta nfproto                                 ipv4, ipv6
@@ -457,6 +460,8 @@ func (p *ruleParser) value(f Field, m *Match) error {
 	switch f {
 	case FieldIifname, FieldOifname:
 		return p.ifname(m)
+	case FieldEthSaddr:
+		return p.want("@ and the name of a set")
 	case FieldIPSaddr, FieldIPDaddr, FieldIP6Saddr, FieldIP6Daddr:
 		return p.address(f, m)
 	case FieldCtState:

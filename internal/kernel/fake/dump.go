@@ -2,6 +2,7 @@ package fake
 
 import (
 	"fmt"
+	"maps"
 	"sort"
 	"strings"
 
@@ -53,6 +54,9 @@ func (s *space) snapshot(snap Snapshot) {
 		}
 		for _, o := range l.hanging(false) {
 			put(ours, o)
+		}
+		if v := l.listedVLANs(); v != nil && !maps.Equal(l.vlans, defaultVLAN()) {
+			put(ours, v)
 		}
 		for _, n := range l.neighs {
 			put(n.ours, n.Neigh)

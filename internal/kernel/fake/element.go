@@ -3,6 +3,7 @@ package fake
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -17,7 +18,7 @@ type span struct{ first, last string }
 func (s span) overlaps(t span) bool { return s.first <= t.last && t.first <= s.last }
 
 var keyTypes = []kernel.Type{kernel.TypeIPv4, kernel.TypeIPv6, kernel.TypeProto, kernel.TypeService, kernel.TypeIfname, kernel.TypeMark,
-	kernel.TypeGroup}
+	kernel.TypeGroup, kernel.TypeEther}
 
 func checkSet(s *kernel.Set) error {
 	if len(s.Key) == 0 {
@@ -109,6 +110,10 @@ func parseValue(t kernel.Type, s string, interval bool) (span, error) {
 		}
 	case kernel.TypeIfname:
 		if s == "" || len(s) > 15 || strings.ContainsAny(s, "\"/ \t\n") {
+			return span{}, bad
+		}
+	case kernel.TypeEther:
+		if hw, err := net.ParseMAC(s); err != nil || len(hw) != 6 || hw.String() != s {
 			return span{}, bad
 		}
 	case kernel.TypeMark:

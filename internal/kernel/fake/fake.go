@@ -48,7 +48,7 @@ type space struct {
 	routes  map[kernel.Key]*route
 	rules   map[ruleID]*kernel.Rule
 	sysctls map[string]string
-	tables  map[string]*table
+	tables  map[string]*table // by the name in their key
 }
 
 type socket struct {
@@ -284,6 +284,8 @@ func (k *Kernel) put(s *space, o kernel.Object, update bool) error {
 		return k.putQdisc(s, o, update)
 	case *kernel.Redirect:
 		return k.putRedirect(s, o, update)
+	case *kernel.PortVLANs:
+		return k.putVLANs(s, o)
 	case *kernel.Addr:
 		return k.putAddr(s, o)
 	case *kernel.Route:
@@ -348,6 +350,7 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 		if l := s.links[o.Link]; l != nil {
 			delete(l.fdb, o.Key())
 		}
+	case *kernel.PortVLANs: // they go with the port
 	case *kernel.Hold:
 		delete(k.holds, o.Key())
 	case *kernel.Table:

@@ -24,7 +24,9 @@ type link struct {
 	port     kernel.Port
 	group    uint32
 	promisc  bool
-	parent   *link // what it was made on, see parent.go
+	filter   bool                     // vlan_filtering
+	vlans    map[int]kernel.VLANRange // nil for what is neither bridge nor port
+	parent   *link                    // what it was made on, see parent.go
 	mode     string
 	vlan     int
 	// bcQueueLen is a macvlan's.
@@ -50,8 +52,12 @@ func newLink(ns, name string, typ kernel.LinkType) *link {
 	// The kernel's own choice is random; a test wants the same one each time.
 	sum := sha256.Sum256([]byte(ns + "\x00" + name))
 	sum[0] = sum[0]&^1 | 2
-	return &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, mac: net.HardwareAddr(sum[:6]).String(),
+	l := &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, mac: net.HardwareAddr(sum[:6]).String(),
 		neighs: map[netip.Addr]*neigh{}, fdb: map[kernel.Key]*kernel.FDB{}, qdiscs: map[string]*kernel.Qdisc{}}
+	if typ == kernel.Bridge {
+		l.vlans = defaultVLAN()
+	}
+	return l
 }
 
 // ours reports whether the alias proves the link to be ours.
@@ -65,7 +71,8 @@ func (l *link) foreign(wanted *kernel.Link) bool {
 // object gives the link as a listing does. With bare it leaves out what the kernel chose by itself.
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
-		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access}
+		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
+		VLANFiltering: l.filter}
 	if l.parent != nil {
 		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
 	}
@@ -174,7 +181,9 @@ func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
 	if l.master != o.Master {
 		l.leaveMaster()
 	}
-	l.master = o.Master
+	if l.master != o.Master {
+		l.master, l.vlans = o.Master, defaultVLAN()
+	}
 	if o.Port != nil {
 		l.port = *o.Port
 	}
@@ -185,6 +194,7 @@ func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
 		l.group = o.Group
 	}
 	l.promisc = l.promisc || o.Promisc
+	l.filter = l.filter || o.VLANFiltering
 	l.setBasics(o.MTU, o.MAC)
 	if o.Peer != nil && l.peer != nil {
 		if o.Peer.Alias != "" {
@@ -206,7 +216,7 @@ func (l *link) setBasics(mtu int, mac string) {
 
 // leaveMaster takes a port out of its bridge: its flags and forwarding entries are the bridge's.
 func (l *link) leaveMaster() {
-	l.master, l.port = "", kernel.Port{}
+	l.master, l.port, l.vlans = "", kernel.Port{}, nil
 	clear(l.fdb)
 }
 
@@ -218,6 +228,9 @@ func checkLink(o *kernel.Link) error {
 	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
+	}
+	if o.Type != kernel.Bridge && o.VLANFiltering {
+		return errors.New("only a bridge filters by VLAN")
 	}
 	if o.Type != kernel.Veth && o.Peer != nil {
 		return errors.New("only a veth has a peer")

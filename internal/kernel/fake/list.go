@@ -36,6 +36,13 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 				found[a.Key()] = a.Addr
 			}
 		}
+		if w, ok := o.(*kernel.PortVLANs); ok && w.Link == "" {
+			for _, l := range s.links {
+				if a := l.listedVLANs(); l.master == w.Bridge && a != nil {
+					found[a.Key()] = a
+				}
+			}
+		}
 		if l, ok := o.(*kernel.Link); ok && s.links[l.Name] != nil {
 			ends[s.links[l.Name].peer] = true
 		}
@@ -97,6 +104,10 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 		if l := s.links[o.Link]; l != nil && l.redirect != nil {
 			return l.redirect
 		}
+	case *kernel.PortVLANs:
+		if l := s.links[o.Link]; l != nil && l.listedVLANs() != nil {
+			return l.listedVLANs()
+		}
 	case *kernel.Addr:
 		if l := s.links[o.Link]; l != nil {
 			if a := l.addr(o.Prefix); a != nil {
@@ -134,15 +145,15 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 func (k *Kernel) lookUpNFT(s *space, o kernel.Object) kernel.Object {
 	switch o := o.(type) {
 	case *kernel.Table:
-		if t := s.tables[o.Name]; t != nil {
+		if t := s.tableOf(o.Family, o.Name); t != nil {
 			return t.listed()
 		}
 	case *kernel.TableChain:
-		if t := s.tables[o.Table]; t != nil && t.chains[o.Chain.Name] != nil {
+		if t := s.tableOf(o.Family, o.Table); t != nil && t.chains[o.Chain.Name] != nil {
 			return listedContent(t.chains[o.Chain.Name])
 		}
 	case *kernel.Element:
-		if t := s.tables[o.Table]; t != nil {
+		if t := s.tableOf(o.Family, o.Table); t != nil {
 			if e := t.elems[o.Set.Name][o.Item]; e != nil {
 				return listedContent(e)
 			}
@@ -158,7 +169,7 @@ func (k *Kernel) lookUpNFT(s *space, o kernel.Object) kernel.Object {
 func listedContent(o kernel.Object) kernel.Object {
 	switch o := o.(type) {
 	case *kernel.TableChain:
-		return &kernel.TableChain{NS: o.NS, Table: o.Table, Chain: hashed(o.Chain)}
+		return &kernel.TableChain{NS: o.NS, Family: o.Family, Table: o.Table, Chain: hashed(o.Chain)}
 	case *kernel.Element:
 		e := *o
 		e.Flush = nil
@@ -218,6 +229,9 @@ func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
 		}
 	}
 	for _, t := range s.tables {
+		if strings.HasPrefix(t.shape.Name, tablePrefix+"_") || t.shape.Family != "" {
+			continue // of programs that find by marks what is theirs
+		}
 		all = append(all, t.listed())
 		for _, o := range t.content() {
 			all = append(all, listedContent(o))
@@ -237,10 +251,10 @@ func (k *Kernel) marked(scope kernel.Scope, ends map[*link]bool) []kernel.Object
 	}
 	for _, o := range scope.Objects {
 		w, ok := o.(*kernel.Table)
-		if !ok || s.tables[w.Name] == nil || w.NS != "" {
+		if !ok || s.tableOf(w.Family, w.Name) == nil || w.NS != "" {
 			continue
 		}
-		for _, o := range s.tables[w.Name].content() {
+		for _, o := range s.tableOf(w.Family, w.Name).content() {
 			switch o := o.(type) {
 			case *kernel.Element:
 				if strings.HasPrefix(o.Comment, scope.Mark) {

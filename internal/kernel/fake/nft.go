@@ -52,7 +52,8 @@ func (k *Kernel) putTable(s *space, o *kernel.Table, update bool) error {
 	if err := checkTable(o); err != nil {
 		return err
 	}
-	old := s.tables[o.Name]
+	name := o.Key().Name
+	old := s.tables[name]
 	switch {
 	case old == nil && update:
 		return kernel.ErrAbsent
@@ -74,18 +75,26 @@ func (k *Kernel) putTable(s *space, o *kernel.Table, update bool) error {
 	if err := t.checkRefs(); err != nil {
 		return err
 	}
-	k.setTable(s, o.Name, t)
+	k.setTable(s, name, t)
 	return nil
 }
 
 func (k *Kernel) deleteTable(s *space, o *kernel.Table) {
-	if s.tables[o.Name] != nil {
-		k.setTable(s, o.Name, nil)
+	if name := o.Key().Name; s.tables[name] != nil {
+		k.setTable(s, name, nil)
 	}
+}
+
+// tableOf finds a table; nil where there is none.
+func (s *space) tableOf(family, name string) *table {
+	return s.tables[(&kernel.Table{Family: family, Name: name}).Key().Name]
 }
 
 // checkTable checks what needs nothing but the declaration.
 func checkTable(o *kernel.Table) error {
+	if o.Family != "" && o.Family != kernel.FamilyBridge {
+		return fmt.Errorf("family %q: %w", o.Family, kernel.ErrUnsupported)
+	}
 	if !strings.HasPrefix(o.Name, tablePrefix) {
 		return fmt.Errorf("a table whose name does not begin with %q is not provably ours", tablePrefix)
 	}
@@ -140,7 +149,7 @@ func sameSet(a, b *kernel.Set) bool {
 
 // listed gives the table as a listing does: with hashes for rules.
 func (t *table) listed() *kernel.Table {
-	o := &kernel.Table{NS: t.shape.NS, Name: t.shape.Name, Sets: t.shape.Sets}
+	o := &kernel.Table{NS: t.shape.NS, Family: t.shape.Family, Name: t.shape.Name, Sets: t.shape.Sets}
 	for _, c := range t.shape.Chains {
 		c := hashed(*c)
 		o.Chains = append(o.Chains, &c)
@@ -206,6 +215,9 @@ func (t *table) checkRule(rule string) error {
 		return err
 	}
 	for _, st := range p.Stmts {
+		if err := t.checkFamily(st); err != nil {
+			return err
+		}
 		switch st := st.(type) {
 		case *kernel.Match:
 			if st.Set != "" {
@@ -226,6 +238,22 @@ func (t *table) checkRule(rule string) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// checkFamily checks that the fields of a match are what packets of the table's family have.
+func (t *table) checkFamily(st kernel.Stmt) error {
+	m, ok := st.(*kernel.Match)
+	if !ok {
+		return nil
+	}
+	for _, f := range m.Fields {
+		ether := f == kernel.FieldEthSaddr
+		ip := slices.ContainsFunc([]string{"ip ", "ip6 ", "tcp ", "udp ", "sctp ", "th "}, func(p string) bool { return strings.HasPrefix(string(f), p) })
+		if bridge := t.shape.Family == kernel.FamilyBridge; ether && !bridge || ip && bridge {
+			return fmt.Errorf("%q in a table of family %q: %w", f, t.shape.Family, kernel.ErrUnsupported)
 		}
 	}
 	return nil
@@ -302,7 +330,7 @@ func (t *table) used(name string) bool {
 }
 
 func (k *Kernel) putChain(s *space, o *kernel.TableChain, update bool) error {
-	t := s.tables[o.Table]
+	t := s.tableOf(o.Family, o.Table)
 	if t == nil {
 		return fmt.Errorf("table %q: %w", o.Table, kernel.ErrAbsent)
 	}
@@ -333,7 +361,7 @@ func (t *table) restore(name string, old *kernel.TableChain) {
 }
 
 func (k *Kernel) deleteChain(s *space, o *kernel.TableChain) error {
-	t := s.tables[o.Table]
+	t := s.tableOf(o.Family, o.Table)
 	name := o.Chain.Name
 	if t == nil || t.chains[name] == nil {
 		return nil
@@ -348,7 +376,7 @@ func (k *Kernel) deleteChain(s *space, o *kernel.TableChain) error {
 }
 
 func (k *Kernel) putElement(s *space, o *kernel.Element, update bool) error {
-	t := s.tables[o.Table]
+	t := s.tableOf(o.Family, o.Table)
 	if t == nil {
 		return fmt.Errorf("table %q: %w", o.Table, kernel.ErrAbsent)
 	}
@@ -395,7 +423,7 @@ func (k *Kernel) putElement(s *space, o *kernel.Element, update bool) error {
 }
 
 func (k *Kernel) deleteElement(s *space, o *kernel.Element) {
-	t := s.tables[o.Table]
+	t := s.tableOf(o.Family, o.Table)
 	if t == nil {
 		return
 	}

@@ -124,6 +124,11 @@ func cases() []testCase {
 		{"intervals", testIntervals},
 		{"verdicts", testVerdicts},
 		{"mark", testMark},
+		{"table of family bridge", testBridgeTable},
+		{"tables of programs without a state", testStatelessTable},
+		{"bridge that filters by VLAN", testVLANFiltering},
+		{"VLANs of a port", testPortVLANs},
+		{"VLANs of a bridge", testBridgeVLANs},
 		{"whole endpoint", testEndpoint},
 		{"random sets", func(s *suite) { Random(s.T, Rig{s.k, s.h}, 1, 15) }},
 	}

@@ -347,3 +347,55 @@ func testMark(s *suite) {
 		s.Errorf("without the table the mark gives %v", found)
 	}
 }
+
+func testBridgeTable(s *suite) {
+	guarded := &kernel.Set{Name: "guarded", Key: []kernel.Type{kernel.TypeIfname}}
+	source := &kernel.Set{Name: "source", Key: []kernel.Type{kernel.TypeIfname, kernel.TypeEther}}
+	t := &kernel.Table{Family: kernel.FamilyBridge, Name: tableName, Sets: []*kernel.Set{guarded, source}, Chains: []*kernel.Chain{
+		{Name: "prerouting", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
+			"iifname @guarded iifname . ether saddr != @source drop"}}}}
+	in := func(set *kernel.Set, item string) *kernel.Element {
+		return &kernel.Element{Family: kernel.FamilyBridge, Table: tableName, Set: set, Item: item, Comment: alias}
+	}
+	c := chain("extra", "drop")
+	c.Family = kernel.FamilyBridge
+	s.is(s.create(in(guarded, "sv-a")), kernel.ErrAbsent, "an element of no table")
+	e := []kernel.Object{in(guarded, "sv-a"), in(source, "sv-a . 02:00:00:00:00:0a"), in(source, "a23456789012345 . 02:00:00:00:00:0b")}
+	s.make(append(e, t, c)...)
+	inet := table() // of one name, and another table
+	s.make(inet)
+	s.holds(t)
+	s.ok(s.delete(inet), "delete the one of family inet")
+	s.holds(append(e, t, c)...)
+	found := s.list(kernel.Scope{Mark: alias, Objects: []kernel.Object{t}})
+	for _, o := range append(e, t, c) {
+		if found[o.Key()] == nil {
+			s.Errorf("%s is not listed by its mark", o)
+		}
+	}
+	more := with(t, func(t *kernel.Table) {
+		t.Chains = []*kernel.Chain{with(t.Chains[0], func(c *kernel.Chain) { c.Rules = []string{"iifname @guarded drop"} })}
+	})
+	s.ok(s.update(t, more), "change the rules")
+	s.holds(append(e, more, c)...)
+	s.refused(s.create(&kernel.TableChain{Family: kernel.FamilyBridge, Table: tableName, Chain: kernel.Chain{Name: "more", Rules: []string{
+		"ip saddr 10.1.0.0/24 drop"}}}), "a match of addresses in family bridge")
+	s.make(inet)
+	s.refused(s.create(chain("more", "iifname . ether saddr @source drop")), "a match of hardware addresses in family inet")
+	s.unmake(e...)
+	s.absent(e...)
+	s.h.Remove(s, more)
+	s.absent(t, c)
+	s.ok(s.delete(t), "delete what was removed by hand")
+	s.holds(inet)
+}
+
+func testStatelessTable(s *suite) {
+	t := &kernel.Table{Name: "seine_kerneltest", Sets: []*kernel.Set{one4}}
+	e := &kernel.Element{Table: t.Name, Set: one4, Item: "10.1.0.1", Comment: alias}
+	s.make(t, e)
+	all := s.list(kernel.Scope{All: true})
+	for _, o := range all {
+		s.Errorf("%s is listed as ours: whoever wants nothing would delete it", o)
+	}
+}

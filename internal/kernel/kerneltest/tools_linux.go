@@ -132,7 +132,11 @@ func (h *Tools) Remove(t testing.TB, o kernel.Object) {
 	case *kernel.Qdisc:
 		run("tc", "qdisc", "del", "dev", o.Link, map[bool]string{true: o.Parent, false: o.Type}[o.Parent != ""])
 	case *kernel.Table:
-		run("nft", "delete", "table", "inet", o.Name)
+		family := o.Family
+		if family == "" {
+			family = "inet"
+		}
+		run("nft", "delete", "table", family, o.Name)
 	case *kernel.TableChain:
 		run("nft", "delete", "chain", "inet", o.Table, o.Chain.Name)
 	case *kernel.Element:

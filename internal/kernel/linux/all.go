@@ -11,6 +11,12 @@ import (
 // tablePrefix begins the names of the nftables tables that are ours.
 const tablePrefix = "seine"
 
+// ownTable reports whether a table of family inet is one that a process keeps and that a listing of all gives. Those of
+// programs without a state of their own, which find by marks what is theirs, begin with "seine_".
+func ownTable(name string) bool {
+	return strings.HasPrefix(name, tablePrefix) && !strings.HasPrefix(name, tablePrefix+"_")
+}
+
 // listAll lists everything in the base namespace that is provably ours. hints are the objects that are asked for
 // besides: what is the same gets their words.
 func (s *session) listAll(hints []kernel.Object, f *found) error {
@@ -212,7 +218,7 @@ func (p *space) tables() ([]string, error) {
 	}
 	var out []string
 	for _, r := range rs {
-		if n := cstr(attrOf(r.rest(nfgenLen), unix.NFTA_TABLE_NAME)); strings.HasPrefix(n, tablePrefix) {
+		if n := cstr(attrOf(r.rest(nfgenLen), unix.NFTA_TABLE_NAME)); ownTable(n) {
 			out = append(out, n)
 		}
 	}
@@ -228,7 +234,7 @@ func (s *session) allNft(sp *space, hints []kernel.Object, f *found) error {
 		return err
 	}
 	for _, name := range names {
-		t, err := sp.table(name)
+		t, err := sp.table(refTo("", name))
 		if err != nil {
 			return err
 		}
@@ -254,7 +260,7 @@ func (p *space) allElements(t *tableInfo, hints []kernel.Object, f *found, mark 
 	decl := map[string]*kernel.Set{}
 	for _, o := range hints {
 		e, ok := o.(*kernel.Element)
-		if !ok || e.Table != t.name || e.NS != p.path {
+		if !ok || refTo(e.Family, e.Table) != t.tableRef || e.NS != p.path {
 			continue
 		}
 		el, err := encodeElem(e)
@@ -271,7 +277,7 @@ func (p *space) allElements(t *tableInfo, hints []kernel.Object, f *found, mark 
 		if len(s.Key) == 0 { // somebody added a set of a type that we have no use for
 			continue
 		}
-		have, err := p.elems(t.name, s)
+		have, err := p.elems(t.tableRef, s)
 		if err != nil {
 			return err
 		}
@@ -282,7 +288,7 @@ func (p *space) allElements(t *tableInfo, hints []kernel.Object, f *found, mark 
 			if !strings.HasPrefix(el.comment, mark) {
 				continue
 			}
-			o, err := el.object(p.path, t.name, s, asked[s.Name][el.id()])
+			o, err := el.object(p.path, t.tableRef, s, asked[s.Name][el.id()])
 			if err != nil {
 				return err
 			}
@@ -324,7 +330,7 @@ func (s *session) listMarked(scope kernel.Scope, f *found) error {
 		if !ok || w.NS != "" {
 			continue
 		}
-		t, err := sp.table(w.Name)
+		t, err := sp.table(refTo(w.Family, w.Name))
 		if err != nil {
 			return err
 		}
@@ -333,7 +339,7 @@ func (s *session) listMarked(scope kernel.Scope, f *found) error {
 		}
 		for _, c := range t.chains {
 			if c.separate {
-				f.add(&kernel.TableChain{Table: t.name, Chain: c.Chain})
+				f.add(&kernel.TableChain{Family: w.Family, Table: t.name, Chain: c.Chain})
 			}
 		}
 		if err := sp.allElements(t, scope.Objects, f, scope.Mark); err != nil {

@@ -109,6 +109,8 @@ func (p *space) message(c kernel.Change) ([]*msg, error) {
 		m, err = p.qdiscChange(c.Op, o)
 	case *kernel.Redirect:
 		return p.redirectMsgs(c.Op, o)
+	case *kernel.PortVLANs:
+		return p.vlanMsgs(c)
 	default:
 		err = errNoMessage
 	}

@@ -35,6 +35,7 @@ type linkInfo struct {
 	bcQueueLen   uint32
 	port         *kernel.Port
 	access       *kernel.Access
+	filtering    bool   // of a bridge, by VLAN
 	conf4, conf6 []byte // see devconf.go
 }
 
@@ -225,7 +226,8 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 		want = &kernel.Link{}
 	}
 	out := &kernel.Link{NS: sp.path, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias, Port: l.port,
-		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access}
+		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
+		VLANFiltering: l.filtering}
 	var err error
 	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
 		return nil, err
@@ -410,6 +412,11 @@ func (s *session) dress(sp *space, want *kernel.Link, index int) error {
 			return err
 		}
 	}
+	if want.VLANFiltering {
+		if err := sp.filters(want.Name); err != nil {
+			return err
+		}
+	}
 	p := want.Peer
 	if p == nil || p.Alias == "" {
 		return nil
@@ -492,7 +499,8 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	if err := shape(m, mtu, mac); err != nil {
 		return err
 	}
-	if want.Mode != "" && want.Mode != have.Mode || want.BCQueueLen != 0 && want.BCQueueLen != have.BCQueueLen {
+	if want.Mode != "" && want.Mode != have.Mode || want.BCQueueLen != 0 && want.BCQueueLen != have.BCQueueLen ||
+		want.VLANFiltering && !have.VLANFiltering {
 		m.nested(unix.IFLA_LINKINFO, func() {
 			m.str(unix.IFLA_INFO_KIND, string(want.Type))
 			err = infoData(m, want)
@@ -503,6 +511,11 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	}
 	if err := so.exec1(m); err != nil {
 		return err
+	}
+	if want.VLANFiltering && !have.VLANFiltering {
+		if err := sp.filters(want.Name); err != nil {
+			return err
+		}
 	}
 	if want.Port != nil && (want.Master != have.Master || have.Port == nil || *want.Port != *have.Port) {
 		m := newMsg(unix.RTM_NEWLINK, 0, ifinfo(l.index, 0, 0))

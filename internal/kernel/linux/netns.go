@@ -69,7 +69,7 @@ type space struct {
 	// index caches interface numbers by name.
 	index map[string]int
 	// declared has the tables that this session made, for chains that are made in the same transaction.
-	declared map[string]*kernel.Table
+	declared map[tableRef]*kernel.Table
 }
 
 // session is one call of List or Apply.
@@ -136,7 +136,7 @@ func (s *session) space(path string) (*space, error) {
 		return nil, err
 	}
 	p := &space{k: s.k, path: path, fd: fd, socks: map[int]*sock{}, index: map[string]int{},
-		declared: map[string]*kernel.Table{}}
+		declared: map[tableRef]*kernel.Table{}}
 	s.spaces[path] = p
 	if path != "" {
 		s.open = append(s.open, path)

@@ -121,18 +121,19 @@ func (s *session) excuse(st *nftStep, err error) bool {
 func (s *session) nftMsgs(sp *space, st *nftStep) ([]*msg, error) {
 	switch o := subject(st.Change).(type) {
 	case *kernel.Table:
+		ref := refTo(o.Family, o.Name)
 		switch st.Op {
 		case kernel.Delete:
-			return []*msg{delTable(o.Name)}, nil
+			return []*msg{delTable(ref)}, nil
 		case kernel.Update:
-			have, err := sp.table(o.Name)
+			have, err := sp.table(ref)
 			if err != nil {
 				return nil, err
 			}
-			sp.declared[o.Name] = o
+			sp.declared[ref] = o
 			return updateTable(o, have)
 		}
-		sp.declared[o.Name] = o
+		sp.declared[ref] = o
 		return tableMsgs(o)
 	case *kernel.TableChain:
 		return s.chainMsgs(sp, st, o)
@@ -146,22 +147,23 @@ func (s *session) nftMsgs(sp *space, st *nftStep) ([]*msg, error) {
 
 // chainMsgs gives the messages of a change of a chain that comes and goes by itself.
 func (s *session) chainMsgs(sp *space, st *nftStep, c *kernel.TableChain) ([]*msg, error) {
+	ref := refTo(c.Family, c.Table)
 	if st.Op == kernel.Delete {
-		return []*msg{delChain(c.Table, c.Chain.Name)}, nil
+		return []*msg{delChain(ref, c.Chain.Name)}, nil
 	}
-	table := sp.declared[c.Table]
+	table := sp.declared[ref]
 	if table == nil {
-		sets, err := sp.sets(c.Table)
+		sets, err := sp.sets(ref)
 		if err != nil {
 			return nil, err
 		}
 		table = &kernel.Table{Sets: sets}
 	}
-	m, err := chainMsg(c.Table, &c.Chain, separate)
+	m, err := chainMsg(ref, &c.Chain, separate)
 	if err != nil {
 		return nil, err
 	}
-	rules, err := ruleMsgs(c.Table, &c.Chain, table.Set)
+	rules, err := ruleMsgs(ref, &c.Chain, table.Set)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +171,7 @@ func (s *session) chainMsgs(sp *space, st *nftStep, c *kernel.TableChain) ([]*ms
 		m.flag(unix.NLM_F_EXCL)
 		return append([]*msg{m}, rules...), nil
 	}
-	return append([]*msg{m, flushChain(c.Table, c.Chain.Name)}, rules...), nil
+	return append([]*msg{m, flushChain(ref, c.Chain.Name)}, rules...), nil
 }
 
 // elementMsgs gives the messages of a change of an element. Without NLM_F_EXCL the kernel takes the same again and

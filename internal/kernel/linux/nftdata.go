@@ -3,6 +3,7 @@ package linux
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
@@ -30,6 +31,7 @@ const (
 var setTypes = map[kernel.Type]setType{
 	kernel.TypeIPv4:    {7, 4, orderBig},
 	kernel.TypeIPv6:    {8, 16, orderBig},
+	kernel.TypeEther:   {9, 6, orderBig},
 	kernel.TypeProto:   {12, 1, orderBig},
 	kernel.TypeService: {13, 2, orderBig},
 	kernel.TypeMark:    {19, 4, orderHost},
@@ -124,6 +126,12 @@ func encodeOne(t kernel.Type, s string) ([]byte, error) {
 			return bad()
 		}
 		return binary.BigEndian.AppendUint16(nil, uint16(n)), nil
+	case kernel.TypeEther:
+		hw, err := net.ParseMAC(s)
+		if err != nil || len(hw) != 6 {
+			return bad()
+		}
+		return hw, nil
 	case kernel.TypeMark, kernel.TypeGroup:
 		n, err := strconv.ParseUint(s, 0, 32)
 		if err != nil {
@@ -162,6 +170,8 @@ func decodeOne(t kernel.Type, b []byte) string {
 	case kernel.TypeIPv4, kernel.TypeIPv6:
 		a, _ := netip.AddrFromSlice(b)
 		return a.String()
+	case kernel.TypeEther:
+		return net.HardwareAddr(b).String()
 	case kernel.TypeProto:
 		for name, n := range kernel.Protocols {
 			if n == b[0] {

@@ -57,7 +57,7 @@ func encodeElem(e *kernel.Element) (out elem, err error) {
 
 // elemMsg makes or deletes an element; data is left out where it is deleted or asked for.
 func elemMsg(typ, flags uint16, e *kernel.Element, el *elem) *msg {
-	m := nftMsg(typ, flags, unix.NFPROTO_INET)
+	m := nftMsg(typ, flags, refTo(e.Family, e.Table).family)
 	m.str(unix.NFTA_SET_ELEM_LIST_TABLE, e.Table)
 	m.str(unix.NFTA_SET_ELEM_LIST_SET, e.Set.Name)
 	m.nested(unix.NFTA_SET_ELEM_LIST_ELEMENTS, func() {
@@ -113,13 +113,13 @@ func parseElems(r reply) []elem {
 }
 
 // elems lists all elements of a set, the halves of intervals joined.
-func (p *space) elems(table string, s *kernel.Set) ([]elem, error) {
+func (p *space) elems(table tableRef, s *kernel.Set) ([]elem, error) {
 	so, err := p.nft()
 	if err != nil {
 		return nil, err
 	}
-	m := nftMsg(unix.NFT_MSG_GETSETELEM, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_SET_ELEM_LIST_TABLE, table)
+	m := nftMsg(unix.NFT_MSG_GETSETELEM, 0, table.family)
+	m.str(unix.NFTA_SET_ELEM_LIST_TABLE, table.name)
 	m.str(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 	rs, err := so.dump(m)
 	if gone(err) {
@@ -163,8 +163,8 @@ func join(halves []elem) []elem {
 }
 
 // object turns an element into text. Where it is one that was asked for, it gets that one's words for what is the same.
-func (el *elem) object(ns, table string, s *kernel.Set, want *kernel.Element) (*kernel.Element, error) {
-	out := &kernel.Element{NS: ns, Table: table, Set: s, Comment: el.comment}
+func (el *elem) object(ns string, table tableRef, s *kernel.Set, want *kernel.Element) (*kernel.Element, error) {
+	out := &kernel.Element{NS: ns, Family: table.familyText(), Table: table.name, Set: s, Comment: el.comment}
 	var err error
 	switch {
 	case want != nil:
@@ -197,11 +197,14 @@ func (el *elem) object(ns, table string, s *kernel.Set, want *kernel.Element) (*
 const few = 256
 
 func (s *session) listElements(sp *space, want []kernel.Object, f *found) error {
-	type place struct{ table, set string }
+	type place struct {
+		table tableRef
+		set   string
+	}
 	by := map[place][]*kernel.Element{}
 	for _, o := range want {
 		e := o.(*kernel.Element)
-		p := place{e.Table, e.Set.Name}
+		p := place{refTo(e.Family, e.Table), e.Set.Name}
 		by[p] = append(by[p], e)
 	}
 	for p, es := range by {
@@ -212,7 +215,7 @@ func (s *session) listElements(sp *space, want []kernel.Object, f *found) error 
 			err = sp.pick(p.table, es, f)
 		}
 		if err != nil && !gone(err) {
-			return fmt.Errorf("set %q of table %q: %w", p.set, p.table, err)
+			return fmt.Errorf("set %q of table %q: %w", p.set, p.table.name, err)
 		}
 	}
 	return nil
@@ -241,7 +244,7 @@ func (p *space) lookUp(want []*kernel.Element, f *found) error {
 			return errs[i]
 		}
 		for _, el := range parseElems(rs[i]) {
-			o, err := el.object(p.path, e.Table, e.Set, e)
+			o, err := el.object(p.path, refTo(e.Family, e.Table), e.Set, e)
 			if err != nil {
 				return err
 			}
@@ -252,7 +255,7 @@ func (p *space) lookUp(want []*kernel.Element, f *found) error {
 }
 
 // pick lists a set and keeps what is wanted.
-func (p *space) pick(table string, want []*kernel.Element, f *found) error {
+func (p *space) pick(table tableRef, want []*kernel.Element, f *found) error {
 	byKey := map[string]*kernel.Element{}
 	for _, e := range want {
 		el, err := encodeKey(e)

@@ -20,6 +20,7 @@ type source struct {
 }
 
 const (
+	baseLink      = 0 // NFT_PAYLOAD_LL_HEADER
 	baseNetwork   = 1 // NFT_PAYLOAD_NETWORK_HEADER
 	baseTransport = 2 // NFT_PAYLOAD_TRANSPORT_HEADER
 )
@@ -42,6 +43,7 @@ var sources = map[kernel.Field]source{
 	kernel.FieldCtState:   ctSource(unix.NFT_CT_STATE),
 	kernel.FieldCtStatus:  ctSource(unix.NFT_CT_STATUS),
 	kernel.FieldFibDaddr:  {size: 4},
+	kernel.FieldEthSaddr:  {base: baseLink, offset: 6, size: 6},
 	kernel.FieldIPSaddr:   {base: baseNetwork, offset: 12, size: 4, nfproto: unix.NFPROTO_IPV4},
 	kernel.FieldIPDaddr:   {base: baseNetwork, offset: 16, size: 4, nfproto: unix.NFPROTO_IPV4},
 	kernel.FieldIP6Saddr:  {base: baseNetwork, offset: 8, size: 16, nfproto: unix.NFPROTO_IPV6},
@@ -61,6 +63,8 @@ type compiler struct {
 	exprs
 	// set finds the declaration of a set of the rule's table; nil where there is none.
 	set func(name string) *kernel.Set
+	// bridge says that the rule is in a table of that family.
+	bridge bool
 	// What the rule has made sure of so far, 0 for nothing.
 	nfproto, l4proto uint8
 	// anyL4 says that the rule looked at the transport protocol, so that a port to translate to means something.
@@ -68,8 +72,8 @@ type compiler struct {
 }
 
 // compile adds the expressions of a rule to m.
-func compile(m *msg, rule string, set func(string) *kernel.Set) error {
-	return (&compiler{set: set}).compile(m, rule)
+func compile(m *msg, family uint8, rule string, set func(string) *kernel.Set) error {
+	return (&compiler{set: set, bridge: family == unix.NFPROTO_BRIDGE}).compile(m, rule)
 }
 
 func (c *compiler) compile(m *msg, rule string) error {
@@ -119,6 +123,12 @@ func (c *compiler) stmt(st kernel.Stmt) error {
 // depend makes sure that the packet is of the protocols that a field is part of, as nft does in family inet.
 func (c *compiler) depend(f kernel.Field) error {
 	s := sources[f]
+	if f == kernel.FieldEthSaddr && !c.bridge {
+		return fmt.Errorf("%q outside of family bridge: %w", f, kernel.ErrUnsupported)
+	}
+	if c.bridge && (s.nfproto != 0 || s.base == baseTransport) {
+		return fmt.Errorf("%q in family bridge: %w", f, kernel.ErrUnsupported)
+	}
 	if s.nfproto != 0 && c.nfproto != s.nfproto {
 		if c.nfproto != 0 {
 			return fmt.Errorf("%q after a match of the other address family", f)

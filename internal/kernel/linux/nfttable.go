@@ -17,30 +17,52 @@ const (
 	separate = "seine:chain"
 )
 
+// tableRef names a table.
+type tableRef struct {
+	family uint8
+	name   string
+}
+
+func refTo(family, name string) tableRef {
+	if family == kernel.FamilyBridge {
+		return tableRef{unix.NFPROTO_BRIDGE, name}
+	}
+	return tableRef{unix.NFPROTO_INET, name}
+}
+
+// familyText is the family as objects carry it.
+func (t tableRef) familyText() string {
+	if t.family == unix.NFPROTO_BRIDGE {
+		return kernel.FamilyBridge
+	}
+	return ""
+}
+
 var hookNames = []string{"prerouting", "input", "forward", "output", "postrouting"}
 
 // tableMsgs are the messages that make a table with all that is in it.
 func tableMsgs(t *kernel.Table) ([]*msg, error) {
-	m := nftMsg(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.NFPROTO_INET)
+	ref := refTo(t.Family, t.Name)
+	m := nftMsg(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, ref.family)
 	m.str(unix.NFTA_TABLE_NAME, t.Name)
 	m.be32(unix.NFTA_TABLE_FLAGS, 0)
 	out := []*msg{m}
 	for i, s := range t.Sets {
-		m, err := setMsg(t.Name, s, uint32(i+1))
+		m, err := setMsg(ref, s, uint32(i+1))
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, m)
 	}
 	for _, c := range t.Chains {
-		m, err := chainMsg(t.Name, c, "")
+		m, err := chainMsg(ref, c, "")
 		if err != nil {
 			return nil, err
 		}
 		out = append(out, m)
 	}
 	for _, c := range t.Chains {
-		ms, err := ruleMsgs(t.Name, c, t.Set)
+		ms, err := ruleMsgs(ref, c, t.Set)
 		if err != nil {
 			return nil, err
 		}
@@ -49,7 +71,7 @@ func tableMsgs(t *kernel.Table) ([]*msg, error) {
 	return out, nil
 }
 
-func setMsg(table string, s *kernel.Set, id uint32) (*msg, error) {
+func setMsg(table tableRef, s *kernel.Set, id uint32) (*msg, error) {
 	key, err := typeInfo(s.Key)
 	if err == nil && key.size == 0 {
 		err = fmt.Errorf("it has no key")
@@ -60,8 +82,8 @@ func setMsg(table string, s *kernel.Set, id uint32) (*msg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("set %q: %w", s.Name, err)
 	}
-	m := nftMsg(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, unix.NFPROTO_INET)
-	m.str(unix.NFTA_SET_TABLE, table)
+	m := nftMsg(unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE|unix.NLM_F_EXCL, table.family)
+	m.str(unix.NFTA_SET_TABLE, table.name)
 	m.str(unix.NFTA_SET_NAME, s.Name)
 	flags := uint32(0)
 	if s.Interval {
@@ -94,9 +116,9 @@ func appendOrder(b []byte, what byte, order uint32) []byte {
 }
 
 // chainMsg makes a chain, or leaves one that is there as it is.
-func chainMsg(table string, c *kernel.Chain, mark string) (*msg, error) {
-	m := nftMsg(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, unix.NFPROTO_INET)
-	m.str(unix.NFTA_CHAIN_TABLE, table)
+func chainMsg(table tableRef, c *kernel.Chain, mark string) (*msg, error) {
+	m := nftMsg(unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, table.family)
+	m.str(unix.NFTA_CHAIN_TABLE, table.name)
 	m.str(unix.NFTA_CHAIN_NAME, c.Name)
 	if c.Hook != "" {
 		n := slices.Index(hookNames, c.Hook)
@@ -116,13 +138,13 @@ func chainMsg(table string, c *kernel.Chain, mark string) (*msg, error) {
 	return m, nil
 }
 
-func ruleMsgs(table string, c *kernel.Chain, set func(string) *kernel.Set) ([]*msg, error) {
+func ruleMsgs(table tableRef, c *kernel.Chain, set func(string) *kernel.Set) ([]*msg, error) {
 	var out []*msg
 	for _, r := range c.Rules {
-		m := nftMsg(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, unix.NFPROTO_INET)
-		m.str(unix.NFTA_RULE_TABLE, table)
+		m := nftMsg(unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE|unix.NLM_F_APPEND, table.family)
+		m.str(unix.NFTA_RULE_TABLE, table.name)
 		m.str(unix.NFTA_RULE_CHAIN, c.Name)
-		if err := compile(m, r, set); err != nil {
+		if err := compile(m, table.family, r, set); err != nil {
 			return nil, fmt.Errorf("chain %q: %w", c.Name, err)
 		}
 		m.attr(unix.NFTA_RULE_USERDATA, udata(kernel.RuleHash(r)))
@@ -131,22 +153,22 @@ func ruleMsgs(table string, c *kernel.Chain, set func(string) *kernel.Set) ([]*m
 	return out, nil
 }
 
-func delTable(name string) *msg {
-	m := nftMsg(unix.NFT_MSG_DELTABLE, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_TABLE_NAME, name)
+func delTable(table tableRef) *msg {
+	m := nftMsg(unix.NFT_MSG_DELTABLE, 0, table.family)
+	m.str(unix.NFTA_TABLE_NAME, table.name)
 	return m
 }
 
-func flushChain(table, chain string) *msg {
-	m := nftMsg(unix.NFT_MSG_DELRULE, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_RULE_TABLE, table)
+func flushChain(table tableRef, chain string) *msg {
+	m := nftMsg(unix.NFT_MSG_DELRULE, 0, table.family)
+	m.str(unix.NFTA_RULE_TABLE, table.name)
 	m.str(unix.NFTA_RULE_CHAIN, chain)
 	return m
 }
 
-func delChain(table, chain string) *msg {
-	m := nftMsg(unix.NFT_MSG_DELCHAIN, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_CHAIN_TABLE, table)
+func delChain(table tableRef, chain string) *msg {
+	m := nftMsg(unix.NFT_MSG_DELCHAIN, 0, table.family)
+	m.str(unix.NFTA_CHAIN_TABLE, table.name)
 	m.str(unix.NFTA_CHAIN_NAME, chain)
 	return m
 }
@@ -159,18 +181,18 @@ func updateTable(t *kernel.Table, have *tableInfo) ([]*msg, error) {
 		return create, err
 	}
 	if !sameSets(t, have) {
-		return append([]*msg{delTable(t.Name)}, create...), nil
+		return append([]*msg{delTable(have.tableRef)}, create...), nil
 	}
 	var out []*msg
 	for _, c := range have.chains {
 		if !c.separate {
-			out = append(out, flushChain(t.Name, c.Name))
+			out = append(out, flushChain(have.tableRef, c.Name))
 		}
 	}
 	for _, c := range have.chains {
 		i := slices.IndexFunc(t.Chains, func(w *kernel.Chain) bool { return w.Name == c.Name })
 		if !c.separate && (i < 0 || !sameHook(t.Chains[i], &c.Chain)) {
-			out = append(out, delChain(t.Name, c.Name))
+			out = append(out, delChain(have.tableRef, c.Name))
 		}
 	}
 	return append(out, create[1+len(t.Sets):]...), nil
@@ -184,9 +206,9 @@ func sameHook(a, b *kernel.Chain) bool {
 	return a.Hook == b.Hook && a.Type == b.Type && a.Priority == b.Priority
 }
 
-// tableInfo is a table of family inet as the kernel tells it.
+// tableInfo is a table as the kernel tells it.
 type tableInfo struct {
-	name   string
+	tableRef
 	sets   []*kernel.Set
 	chains []*chainInfo
 }
@@ -197,34 +219,34 @@ type chainInfo struct {
 }
 
 // table reads a table without its elements; nil where there is none.
-func (p *space) table(name string) (*tableInfo, error) {
+func (p *space) table(ref tableRef) (*tableInfo, error) {
 	so, err := p.nft()
 	if err != nil {
 		return nil, err
 	}
-	m := nftMsg(unix.NFT_MSG_GETTABLE, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_TABLE_NAME, name)
+	m := nftMsg(unix.NFT_MSG_GETTABLE, 0, ref.family)
+	m.str(unix.NFTA_TABLE_NAME, ref.name)
 	if _, err := so.get(m); gone(err) {
 		return nil, nil
 	} else if err != nil {
 		return nil, err
 	}
-	t := &tableInfo{name: name}
-	if t.sets, err = p.sets(name); err != nil {
+	t := &tableInfo{tableRef: ref}
+	if t.sets, err = p.sets(ref); err != nil {
 		return nil, err
 	}
-	rs, err := so.dump(nftMsg(unix.NFT_MSG_GETCHAIN, 0, unix.NFPROTO_INET))
+	rs, err := so.dump(nftMsg(unix.NFT_MSG_GETCHAIN, 0, ref.family))
 	if err != nil {
 		return nil, err
 	}
 	byName := map[string]*chainInfo{}
 	for _, r := range rs {
-		if c := parseChain(r); c != nil && c.table == name {
+		if c := parseChain(r); c != nil && c.table == ref.name {
 			byName[c.Name] = &chainInfo{c.Chain, c.comment == separate}
 			t.chains = append(t.chains, byName[c.Name])
 		}
 	}
-	rules, err := p.ruleInfos(unix.NFPROTO_INET, name, "")
+	rules, err := p.ruleInfos(ref.family, ref.name, "")
 	if err != nil {
 		return nil, err
 	}
@@ -237,13 +259,13 @@ func (p *space) table(name string) (*tableInfo, error) {
 }
 
 // sets reads the declarations of a table's sets, anonymous ones left out.
-func (p *space) sets(table string) ([]*kernel.Set, error) {
+func (p *space) sets(table tableRef) ([]*kernel.Set, error) {
 	so, err := p.nft()
 	if err != nil {
 		return nil, err
 	}
-	m := nftMsg(unix.NFT_MSG_GETSET, 0, unix.NFPROTO_INET)
-	m.str(unix.NFTA_SET_TABLE, table)
+	m := nftMsg(unix.NFT_MSG_GETSET, 0, table.family)
+	m.str(unix.NFTA_SET_TABLE, table.name)
 	rs, err := so.dump(m)
 	if gone(err) {
 		return nil, nil
@@ -374,7 +396,7 @@ func (p *space) ruleInfos(family uint8, table, chain string) ([]*ruleInfo, error
 
 // object gives the table as one that can be compared with a wanted one.
 func (t *tableInfo) object(ns string) *kernel.Table {
-	o := &kernel.Table{NS: ns, Name: t.name, Sets: t.sets}
+	o := &kernel.Table{NS: ns, Family: t.familyText(), Name: t.name, Sets: t.sets}
 	for _, c := range t.chains {
 		if !c.separate {
 			o.Chains = append(o.Chains, &c.Chain)
@@ -386,26 +408,26 @@ func (t *tableInfo) object(ns string) *kernel.Table {
 func (t *tableInfo) chain(ns, name string) *kernel.TableChain {
 	for _, c := range t.chains {
 		if c.Name == name && c.separate {
-			return &kernel.TableChain{NS: ns, Table: t.name, Chain: c.Chain}
+			return &kernel.TableChain{NS: ns, Family: t.familyText(), Table: t.name, Chain: c.Chain}
 		}
 	}
 	return nil
 }
 
 func (s *session) listTables(sp *space, want []kernel.Object, f *found) error {
-	have := map[string]*tableInfo{}
-	get := func(name string) (*tableInfo, error) {
-		if t, ok := have[name]; ok {
+	have := map[tableRef]*tableInfo{}
+	get := func(ref tableRef) (*tableInfo, error) {
+		if t, ok := have[ref]; ok {
 			return t, nil
 		}
-		t, err := sp.table(name)
-		have[name] = t
+		t, err := sp.table(ref)
+		have[ref] = t
 		return t, err
 	}
 	for _, o := range want {
 		switch o := o.(type) {
 		case *kernel.Table:
-			t, err := get(o.Name)
+			t, err := get(refTo(o.Family, o.Name))
 			if err != nil {
 				return err
 			}
@@ -413,7 +435,7 @@ func (s *session) listTables(sp *space, want []kernel.Object, f *found) error {
 				f.add(t.object(sp.path))
 			}
 		case *kernel.TableChain:
-			t, err := get(o.Table)
+			t, err := get(refTo(o.Family, o.Table))
 			if err != nil {
 				return err
 			}

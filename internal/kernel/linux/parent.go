@@ -29,12 +29,14 @@ const sameNetns = -1
 
 // infoData puts what a link of its type is told beside its parent into IFLA_INFO_DATA.
 func infoData(m *msg, l *kernel.Link) error {
-	if l.Type != kernel.VLAN && l.Mode == "" && l.BCQueueLen == 0 {
+	if l.Type != kernel.VLAN && l.Mode == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
 		return nil
 	}
 	var err error
 	m.nested(unix.IFLA_INFO_DATA, func() {
 		switch l.Type {
+		case kernel.Bridge:
+			m.u8(unix.IFLA_BR_VLAN_FILTERING, b2u(l.VLANFiltering))
 		case kernel.Macvlan:
 			mode, ok := macvlanModes[l.Mode]
 			if ok {
@@ -66,6 +68,9 @@ func (l *linkInfo) parseData(b []byte) {
 	switch kernel.LinkType(l.kind) {
 	case tunKind:
 		l.parseTun(b)
+	case kernel.Bridge:
+		d := attrOf(b, unix.IFLA_BR_VLAN_FILTERING)
+		l.filtering = len(d) > 0 && d[0] != 0
 	case kernel.Macvlan:
 		l.bcQueueLen = num32(attrOf(b, macvlanBCQueueLen))
 		for name, v := range macvlanModes {

@@ -1,8 +1,6 @@
 package linux
 
 import (
-	"strings"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/seine-net/seine/internal/kernel"
@@ -22,7 +20,7 @@ func (w *watcher) nft(m *notice) Event {
 	}
 	// The table's name is the first attribute of every object of nf_tables.
 	table := cstr(attrOf(b, unix.NFTA_TABLE_NAME))
-	if fam != unix.NFPROTO_INET || !strings.HasPrefix(table, tablePrefix) {
+	if fam != unix.NFPROTO_INET || !ownTable(table) {
 		return w.foreign(typ, fam, table)
 	}
 	switch typ {
@@ -75,7 +73,7 @@ func (w *watcher) elements() Event {
 			elems = join(elems)
 		}
 		for _, el := range elems {
-			if o, err := el.object("", p.table, s, nil); err == nil {
+			if o, err := el.object("", refTo("", p.table), s, nil); err == nil {
 				ev.Keys = append(ev.Keys, o.Key())
 			}
 		}
@@ -95,7 +93,7 @@ func (w *watcher) set(p elemPlace) *kernel.Set {
 	if err != nil {
 		return nil
 	}
-	sets, err := sp.sets(p.table)
+	sets, err := sp.sets(refTo("", p.table))
 	if err != nil {
 		return nil
 	}
