@@ -83,18 +83,24 @@ func nftTable(family, table string) string {
 // hashes of the rules (RuleHash), in a wanted one they are text; both are compared as hashes.
 func (t *Table) Holds(actual Object) bool {
 	a, ok := actual.(*Table)
-	if !ok || len(t.Sets) != len(a.Sets) || len(t.Chains) > len(a.Chains) {
+	if !ok || len(t.Sets) != len(a.Sets) || len(t.Chains) > len(a.Chains) || !t.Extends(a) {
 		return false
-	}
-	for _, s := range t.Sets {
-		b := a.Set(s.Name)
-		if b == nil || !slices.Equal(s.Key, b.Key) || !slices.Equal(s.Data, b.Data) || s.Interval != b.Interval {
-			return false
-		}
 	}
 	for _, c := range t.Chains {
 		i := slices.IndexFunc(a.Chains, func(x *Chain) bool { return x.Name == c.Name })
 		if i < 0 || !c.same(a.Chains[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+// Extends reports whether the table has every set of actual, declared alike: then actual can be turned into it without the
+// loss of an element.
+func (t *Table) Extends(actual *Table) bool {
+	for _, b := range actual.Sets {
+		s := t.Set(b.Name)
+		if s == nil || !slices.Equal(s.Key, b.Key) || !slices.Equal(s.Data, b.Data) || s.Interval != b.Interval {
 			return false
 		}
 	}

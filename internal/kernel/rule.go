@@ -53,6 +53,9 @@ var fieldTypes = map[Field]Type{
 // Type is the type that a set needs to have this field in its key; "" where the field can't be looked up.
 func (f Field) Type() Type { return fieldTypes[f] }
 
+// Known reports whether there is such a field.
+func (f Field) Known() bool { _, ok := fieldTypes[f]; return ok }
+
 // Protocols has the transport protocols that rules and elements know by name (IANA protocol numbers).
 var Protocols = map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "ipv6-icmp": 58, "sctp": 132}
 

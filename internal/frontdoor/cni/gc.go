@@ -38,7 +38,7 @@ func collect(ctx context.Context, r *request, valid []attachment) error {
 			}
 			changes = append(changes, kernel.Change{Op: kernel.Delete, Old: o})
 		case isElement:
-			used[strings.TrimPrefix(e.Data, "jump ")] = true
+			used[strings.TrimPrefix(strings.TrimPrefix(e.Data, "jump "), "goto ")] = true
 		}
 	}
 	for _, o := range objs {

@@ -48,6 +48,8 @@ type ports struct {
 	r        *request
 	conf     portmapConf
 	mappings []mapping
+	// when4 and when6 are the conditions of each family's ports, as alternatives; empty for none.
+	when4, when6 []string
 }
 
 func loadPorts(r *request) (*ports, error) {
@@ -56,16 +58,15 @@ func loadPorts(r *request) (*ports, error) {
 		return nil, err
 	}
 	switch c := &p.conf; {
-	case c.ConditionsV4 != nil && len(*c.ConditionsV4) > 0:
-		return nil, unsupported("conditionsV4", strings.Join(*c.ConditionsV4, " "), "rules of iptables can't be honoured")
-	case c.ConditionsV6 != nil && len(*c.ConditionsV6) > 0:
-		return nil, unsupported("conditionsV6", strings.Join(*c.ConditionsV6, " "), "rules of iptables can't be honoured")
 	case c.MarkMasqBit != nil && c.ExternalSetMarkChain != nil:
 		return nil, invalid("externalSetMarkChain", *c.ExternalSetMarkChain, "excludes markMasqBit", "one of the two")
 	case c.MarkMasqBit != nil && (*c.MarkMasqBit < 0 || *c.MarkMasqBit > 31):
 		return nil, invalid("markMasqBit", *c.MarkMasqBit, "is no bit of a mark", "0 to 31 (no mark is used)")
 	case c.Backend != nil && *c.Backend != "iptables" && *c.Backend != "nftables":
 		return nil, invalid("backend", *c.Backend, "is not known", "iptables or nftables (either gives nftables rules of our own)")
+	}
+	if err := p.loadConditions(); err != nil {
+		return nil, err
 	}
 	for i, m := range r.conf.RuntimeConfig.PortMappings {
 		x, err := m.parse(fmt.Sprintf("runtimeConfig.portMappings[%d].", i))
@@ -75,6 +76,39 @@ func loadPorts(r *request) (*ports, error) {
 		p.mappings = append(p.mappings, x)
 	}
 	return p, nil
+}
+
+// loadConditions holds what is in the words of one backend to the other's name, as the reference plugin does.
+func (p *ports) loadConditions() error {
+	c := &p.conf
+	backend := deref(c.Backend)
+	if c.ExternalSetMarkChain != nil && backend == "nftables" {
+		return invalid("externalSetMarkChain", *c.ExternalSetMarkChain, "is of iptables", "backend iptables, or none")
+	}
+	for _, f := range []struct {
+		key   string
+		words *[]string
+		v6    bool
+		to    *[]string
+	}{{"conditionsV4", c.ConditionsV4, false, &p.when4}, {"conditionsV6", c.ConditionsV6, true, &p.when6}} {
+		alts, native, err := parseConditions(f.key, f.words, f.v6)
+		if err != nil {
+			return err
+		}
+		if words := deref(f.words); len(words) > 0 && words[0] != "" && backend != "" && native != (backend == "nftables") {
+			return invalid(f.key, strings.Join(words, " "), "is not in the words of the backend "+backend, "those of "+backend+", or no backend")
+		}
+		*f.to = alts
+	}
+	return nil
+}
+
+// when gives the conditions of an address's family.
+func (p *ports) when(a netip.Addr) []string {
+	if a.Is4() {
+		return p.when4
+	}
+	return p.when6
 }
 
 func (m portMapping) parse(field string) (mapping, error) {
@@ -179,6 +213,10 @@ func (p *ports) plan() (portPlan, error) {
 	used := map[string]int{}
 	for _, to := range targets {
 		n := 0
+		var when *kernel.TableChain
+		if alts := p.when(to.Addr()); len(alts) > 0 {
+			when = whenChain(to.Addr().Is4(), alts)
+		}
 		for i, m := range p.mappings {
 			e := m.element(to.Addr(), mark)
 			if e == nil {
@@ -191,9 +229,16 @@ func (p *ports) plan() (portPlan, error) {
 			used[e.Set.Name+e.Item] = i
 			out.own = append(out.own, e)
 			n++
+			if when != nil {
+				out.own = append(out.own, whenElement(e, when.Chain.Name))
+				n++
+			}
 		}
 		if n == 0 {
 			continue
+		}
+		if when != nil {
+			out.chains = append(out.chains, when)
 		}
 		chain := snatChain(to)
 		out.chains = append(out.chains, chain)
@@ -233,7 +278,7 @@ func (p *ports) loopback(out *portPlan, to netip.Addr, mark string) {
 	out.shared = append(out.shared, e)
 }
 
-// counted is a mark that also says how many ports are published, so that DEL knows when it has found all.
+// counted is a mark that also says how many elements lead to published ports, so that DEL knows when it has found all.
 func counted(mark string, n int) string {
 	key, names, _ := strings.Cut(mark, " ")
 	out := key + " " + strconv.Itoa(n) + " " + names
@@ -345,6 +390,9 @@ func (portmap) del(ctx context.Context, r *request) error {
 		for _, m := range p.mappings {
 			if e := m.element(a, ""); e != nil {
 				scope.Objects = append(scope.Objects, e)
+				if len(p.when(a)) > 0 {
+					scope.Objects = append(scope.Objects, whenElement(e, ""))
+				}
 			}
 		}
 		if link := id.veth(); a.Is4() {
@@ -379,7 +427,7 @@ func marked(ctx context.Context, r *request, scope kernel.Scope) (found []kernel
 			continue
 		}
 		switch e.Set.Name {
-		case port4.Name, port6.Name, host4.Name, host6.Name:
+		case port4.Name, port6.Name, host4.Name, host6.Name, when4.Name, when6.Name, whenhost4.Name, whenhost6.Name:
 			ports++
 		case snat4.Name, snat6.Name:
 			n := count(e.Comment)

@@ -26,6 +26,8 @@ var (
 	inet4 = []kernel.Type{kernel.TypeIPv4}
 	inet6 = []kernel.Type{kernel.TypeIPv6}
 
+	verdict = []kernel.Type{kernel.TypeVerdict}
+
 	// masq4 and masq6 jump from a container's address to the chain of its subnet.
 	masq4 = &kernel.Set{Name: "masq4", Key: inet4, Data: []kernel.Type{kernel.TypeVerdict}}
 	masq6 = &kernel.Set{Name: "masq6", Key: inet6, Data: []kernel.Type{kernel.TypeVerdict}}
@@ -43,6 +45,12 @@ var (
 		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
 	host6 = &kernel.Set{Name: "host6", Key: []kernel.Type{kernel.TypeProto, kernel.TypeIPv6, kernel.TypeService},
 		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
+	// when4, when6, whenhost4 and whenhost6 go, for those of the ports above that have conditions, to the chain that looks
+	// at these first: protocol, port; protocol, address, port.
+	when4     = &kernel.Set{Name: "when4", Key: port4.Key, Data: verdict}
+	when6     = &kernel.Set{Name: "when6", Key: port6.Key, Data: verdict}
+	whenhost4 = &kernel.Set{Name: "whenhost4", Key: host4.Key, Data: verdict}
+	whenhost6 = &kernel.Set{Name: "whenhost6", Key: host6.Key, Data: verdict}
 	// localnet holds the interfaces that route_localnet was set on.
 	localnet = &kernel.Set{Name: "localnet", Key: []kernel.Type{kernel.TypeIfname}}
 )
@@ -53,19 +61,31 @@ const (
 	chainAll  = "all"  // masquerade whatever the source is
 )
 
+// The rules that lead to published ports.
+const (
+	toHost4 = "dnat ip to meta l4proto . ip daddr . th dport map @host4"
+	toPort4 = "fib daddr type local dnat ip to meta l4proto . th dport map @port4"
+	toHost6 = "dnat ip6 to meta l4proto . ip6 daddr . th dport map @host6"
+	toPort6 = "fib daddr type local dnat ip6 to meta l4proto . th dport map @port6"
+)
+
 // table is the table without what comes and goes.
 func table() *kernel.Table {
 	return &kernel.Table{
 		Name: tableName,
-		Sets: []*kernel.Set{masq4, masq6, snat4, snat6, port4, port6, host4, host6, localnet},
+		Sets: []*kernel.Set{masq4, masq6, snat4, snat6, port4, port6, host4, host6, when4, when6, whenhost4, whenhost6, localnet},
 		Chains: []*kernel.Chain{
 			{Name: chainKeep},
 			{Name: chainAll, Rules: []string{"masquerade"}},
 			{Name: "publish", Rules: []string{
-				"dnat ip to meta l4proto . ip daddr . th dport map @host4",
-				"fib daddr type local dnat ip to meta l4proto . th dport map @port4",
-				"dnat ip6 to meta l4proto . ip6 daddr . th dport map @host6",
-				"fib daddr type local dnat ip6 to meta l4proto . th dport map @port6",
+				"meta l4proto . ip daddr . th dport vmap @whenhost4",
+				toHost4,
+				"fib daddr type local meta nfproto ipv4 meta l4proto . th dport vmap @when4",
+				toPort4,
+				"meta l4proto . ip6 daddr . th dport vmap @whenhost6",
+				toHost6,
+				"fib daddr type local meta nfproto ipv6 meta l4proto . th dport vmap @when6",
+				toPort6,
 			}},
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
 				"iifname @localnet ip daddr 127.0.0.0/8 drop",
@@ -110,6 +130,28 @@ func snatChain(addr netip.Prefix) *kernel.TableChain {
 		saddr, loopback = "ip6 saddr ", "::1"
 	}
 	return byContent("snat-", saddr+addr.Masked().String()+" masquerade", saddr+loopback+" masquerade")
+}
+
+// whenChain leads to published ports where one of the alternatives holds. Who is sent there does not come back: a port
+// whose conditions don't hold is not published.
+func whenChain(v4 bool, alternatives []string) *kernel.TableChain {
+	to := []string{toHost6, toPort6}
+	if v4 {
+		to = []string{toHost4, toPort4}
+	}
+	var rules []string
+	for _, a := range alternatives {
+		for _, t := range to {
+			rules = append(rules, a+" "+t)
+		}
+	}
+	return byContent("when-", rules...)
+}
+
+// whenElement sends those who come for the port of an element to a chain of conditions.
+func whenElement(e *kernel.Element, chain string) *kernel.Element {
+	set := map[*kernel.Set]*kernel.Set{port4: when4, port6: when6, host4: whenhost4, host6: whenhost6}[e.Set]
+	return element(set, e.Item, "goto "+chain, e.Comment)
 }
 
 func element(set *kernel.Set, item, data, comment string) *kernel.Element {

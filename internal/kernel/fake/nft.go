@@ -63,8 +63,8 @@ func (k *Kernel) putTable(s *space, o *kernel.Table, update bool) error {
 		return kernel.ErrExists
 	}
 	t := &table{shape: o, chains: map[string]*kernel.TableChain{}, elems: map[string]map[string]*kernel.Element{}}
-	if old != nil && sameSets(o, old.shape) {
-		// The chains are made anew and the sets stay as they are; with other sets it is another table.
+	if old != nil && o.Extends(old.shape) {
+		// The chains are made anew and the sets stay as they are; where one is another, it is another table.
 		t.chains, t.elems = old.chains, old.elems
 	}
 	for _, c := range o.Chains {
@@ -136,10 +136,6 @@ func checkHook(c *kernel.Chain) error {
 		return errors.New("a nat chain comes after conntrack, at priority -200")
 	}
 	return nil
-}
-
-func sameSets(a, b *kernel.Table) bool {
-	return len(a.Sets) == len(b.Sets) && !slices.ContainsFunc(a.Sets, func(s *kernel.Set) bool { return !sameSet(s, b.Set(s.Name)) })
 }
 
 func sameSet(a, b *kernel.Set) bool {

@@ -173,8 +173,8 @@ func delChain(table tableRef, chain string) *msg {
 	return m
 }
 
-// updateTable gives the messages that turn the table that is there into t. With the same sets the elements stay and the
-// chains are refilled; other sets can't be changed in place, so that the table is made anew.
+// updateTable gives the messages that turn the table that is there into t. With the same sets, or more, the elements stay
+// and the chains are refilled; a set can't be changed in place, so that the table is made anew.
 func updateTable(t *kernel.Table, have *tableInfo) ([]*msg, error) {
 	create, err := tableMsgs(t)
 	if err != nil || have == nil {
@@ -183,6 +183,7 @@ func updateTable(t *kernel.Table, have *tableInfo) ([]*msg, error) {
 	if !sameSets(t, have) {
 		return append([]*msg{delTable(have.tableRef)}, create...), nil
 	}
+	sets, rest := create[1:1+len(t.Sets)], create[1+len(t.Sets):]
 	var out []*msg
 	for _, c := range have.chains {
 		if !c.separate {
@@ -195,11 +196,17 @@ func updateTable(t *kernel.Table, have *tableInfo) ([]*msg, error) {
 			out = append(out, delChain(have.tableRef, c.Name))
 		}
 	}
-	return append(out, create[1+len(t.Sets):]...), nil
+	for i, s := range t.Sets {
+		if !slices.ContainsFunc(have.sets, func(h *kernel.Set) bool { return h.Name == s.Name }) {
+			out = append(out, sets[i])
+		}
+	}
+	return append(out, rest...), nil
 }
 
+// sameSets reports whether t has all the sets that are there, as they are.
 func sameSets(t *kernel.Table, have *tableInfo) bool {
-	return (&kernel.Table{Name: t.Name, Sets: t.Sets}).Holds(&kernel.Table{Name: t.Name, Sets: have.sets})
+	return t.Extends(&kernel.Table{Name: t.Name, Sets: have.sets})
 }
 
 func sameHook(a, b *kernel.Chain) bool {
