@@ -56,6 +56,7 @@ func network() []kernel.Object {
 		&kernel.Link{Name: "sn-z", Type: kernel.Bridge},
 		&kernel.Link{Name: "sn-a", Type: kernel.Veth, Master: "sn-z", Peer: &kernel.Peer{NS: "/a", Name: "eth0"}},
 		&kernel.PortVLANs{Link: "sn-a", VLANs: []kernel.VLANRange{{First: 7, Last: 7, PVID: true, Untagged: true}}},
+		&kernel.Attrs{NS: "/a", Link: "eth0", MTU: 1400},
 		&kernel.Sysctl{Name: "net/ipv4/conf/sn-a/forwarding", Value: "1"},
 		&kernel.Qdisc{Link: "sn-a", Type: "clsact"},
 		&kernel.Redirect{Link: "sn-a", To: "sn-i"},

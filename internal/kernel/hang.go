@@ -8,6 +8,8 @@ func HangsOn(o Object) (ns, link string) {
 	switch o := o.(type) {
 	case *Addr:
 		return o.NS, o.Link
+	case *Attrs:
+		return o.NS, o.Link
 	case *LinkUp:
 		return o.NS, o.Link
 	case *Route:
@@ -41,6 +43,8 @@ func Stays(o Object) bool {
 		return o.Before == ""
 	case *PortVLANs:
 		return true
+	case *Attrs:
+		return o.Before == nil
 	}
 	return false
 }

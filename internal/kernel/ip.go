@@ -18,6 +18,8 @@ type Addr struct {
 	NoRoute bool
 	// DAD asks for duplicate address detection after all.
 	DAD bool
+	// Temporary addresses have a lifetime, such as those that a router's advertisement gave. It is only ever listed.
+	Temporary bool
 }
 
 // Key is the link and the prefix.
@@ -45,6 +47,10 @@ const (
 	TableLocal = 255
 )
 
+// NoProtocol as the Proto of a Route or a Rule says that it carries no protocol number (RTPROT_UNSPEC). Deleting
+// takes it for any number.
+const NoProtocol = -1
+
 // Route is a route; ours carry RouteProtocol.
 type Route struct {
 	NS  string
@@ -68,6 +74,9 @@ type Route struct {
 	MTU int
 	// AdvMSS is the largest TCP segment to announce, in bytes; 0 leaves it to the kernel.
 	AdvMSS int
+	// Proto is the protocol number (rtnetlink(7), rtm_protocol) of a route that is somebody else's, so that it can be
+	// deleted and be put back as it was; 0 is RouteProtocol. It is not compared.
+	Proto int
 }
 
 // TableOrMain is the table with the default applied.
@@ -137,6 +146,8 @@ type Rule struct {
 	Mask     uint32
 	IIF      string
 	Table    int
+	// Proto is the protocol number of a rule that is somebody else's; 0 is RouteProtocol.
+	Proto int
 }
 
 // Key is everything about the rule: the kernel lets several share a priority.
@@ -166,7 +177,11 @@ func (r *Rule) text() string {
 	if r.IIF != "" {
 		s += " iif " + r.IIF
 	}
-	return s + fmt.Sprintf(" lookup %d", r.Table)
+	s += fmt.Sprintf(" lookup %d", r.Table)
+	if r.Proto != 0 {
+		s += fmt.Sprintf(" proto %d", r.Proto)
+	}
+	return s
 }
 
 // Neigh is a permanent neighbour entry: an address on a link is at a hardware address.

@@ -23,6 +23,7 @@ const (
 	KindHold                     // a port of the machine kept from other programs
 	KindLink                     // a network interface, not yet up
 	KindVLANs                    // the VLANs of a bridge's port
+	KindAttrs                    // attributes of a link that somebody else made
 	KindSysctl                   // a value under /proc/sys/net
 	KindQdisc                    // a queueing discipline of a link
 	KindRedirect                 // what enters a link sent out by another
@@ -35,7 +36,7 @@ const (
 	KindElement                  // an element of an nftables set or map
 )
 
-var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "vlans", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
+var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "vlans", "attrs", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
 	"route", "neigh", "fdb", "element"}
 
 // String gives the word that plans, logs and metrics use for the kind.
@@ -121,8 +122,11 @@ func (c Change) String() string {
 // Scope says what a listing is about.
 type Scope struct {
 	// Objects are looked up by their keys; what exists of them is listed. They also tell the backend where to look
-	// for what a key alone does not say (the namespace of a veth's peer, the declaration of a set). An Addr without a
-	// Prefix stands for all addresses of its link, a PortVLANs without a Link for those of all ports of its Bridge.
+	// for what a key alone does not say (the namespace of a veth's peer, the declaration of a set). Some objects that
+	// leave out what names them stand for all of their namespace, whoever made them: an Addr without a Prefix for all
+	// addresses of its link, a PortVLANs without a Link for those of all ports of its Bridge, a Link without a Name for
+	// all links (veths without their peers), a Route without a Dst for all routes of all tables (over its Link, where
+	// that is given), a Rule without a Table for all rules of both families. Routes and rules come with their Proto then.
 	Objects []Object
 	// All also lists everything in the machine's own namespace that is provably ours, wanted or not.
 	All bool

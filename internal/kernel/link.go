@@ -16,7 +16,8 @@ const (
 	Macvlan  LinkType = "macvlan"
 	Ipvlan   LinkType = "ipvlan"
 	VLAN     LinkType = "vlan"
-	Tap      LinkType = "tap"      // a TAP device that stays when no program has it open (tun.txt in the kernel's tree)
+	Tap      LinkType = "tap" // a TAP device that stays when no program has it open (tun.txt in the kernel's tree)
+	VRF      LinkType = "vrf"
 	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
 	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
 	// packets go on where they were.
@@ -69,6 +70,9 @@ type Link struct {
 	// alias is somebody else's. In the machine's namespace the deletion gives the link its name back: the kernel moves
 	// devices that are no software there, as they are, when the namespace that holds them ends.
 	Home string
+	// Table is the routing table of a VRF (Documentation/networking/vrf.rst), for whose ports it takes the place of the
+	// main one. It can't be changed in place; 0 is not compared.
+	Table int
 }
 
 // Access is what opening a TAP device takes (TUNSETIFF, TUNSETOWNER, TUNSETGROUP).
@@ -129,7 +133,8 @@ func (l *Link) Holds(actual Object) bool {
 		l.Parent != nil && (a.Parent == nil || *l.Parent != *a.Parent) ||
 		l.Mode != "" && l.Mode != a.Mode ||
 		l.BCQueueLen != 0 && l.BCQueueLen != a.BCQueueLen || l.VLAN != a.VLAN ||
-		l.VLANFiltering && !a.VLANFiltering {
+		l.VLANFiltering && !a.VLANFiltering ||
+		l.Table != 0 && l.Table != a.Table {
 		return false
 	}
 	if l.Peer == nil {
@@ -145,7 +150,7 @@ func (l *Link) Replace(actual *Link) bool {
 	if l.Home != "" || actual.Home != "" {
 		return l.Home != actual.Home
 	}
-	if l.Type != actual.Type || l.VLAN != actual.VLAN || !l.Access.holds(actual.Access) {
+	if l.Type != actual.Type || l.VLAN != actual.VLAN || l.Table != 0 && l.Table != actual.Table || !l.Access.holds(actual.Access) {
 		return true
 	}
 	if l.Parent != nil && (actual.Parent == nil || *l.Parent != *actual.Parent) {
@@ -178,6 +183,7 @@ func (l *Link) String() string {
 	}
 	word("mode", l.Mode)
 	word("bcqueuelen", fmt.Sprint(l.BCQueueLen))
+	word("table", fmt.Sprint(l.Table))
 	if l.Port != nil && l.Port.Hairpin {
 		b.WriteString(" hairpin on")
 	}

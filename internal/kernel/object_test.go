@@ -26,6 +26,11 @@ var (
 		{Name: "forward", Type: "filter", Hook: "forward", Rules: []string{"drop"}}, {Name: "publish", Rules: []string{"accept", "drop"}}}}
 )
 
+var (
+	on, queue, blue = true, 2000, "blue"
+	tuned           = &kernel.Attrs{NS: "/a", Link: "eth0", MAC: "02:00:00:00:00:01", MTU: 1400, TxQLen: &queue, Promisc: &on, AllMulti: new(bool), Master: &blue}
+)
+
 // with gives a changed copy.
 func with[T any](o *T, f func(*T)) *T {
 	c := *o
@@ -94,6 +99,17 @@ func TestHolds(t *testing.T) {
 		{"vlans, one more is kept", with(vlans(kernel.VLANRange{First: 3, Last: 4}), func(p *kernel.PortVLANs) { p.Keep = true }), vlans(kernel.VLANRange{First: 3, Last: 5}), true},
 		{"vlans, tagged", vlans(kernel.VLANRange{First: 3, Last: 3}), vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true}), false},
 		{"vlans, not the port's own", vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true}), vlans(kernel.VLANRange{First: 3, Last: 3, Untagged: true, PVID: true}), false},
+		{"link, table", &kernel.Link{Name: "a", Type: kernel.VRF, Table: 1}, &kernel.Link{Name: "a", Type: kernel.VRF, Table: 2}, false},
+		{"link, table not asked", &kernel.Link{Name: "a", Type: kernel.VRF}, &kernel.Link{Name: "a", Type: kernel.VRF, Table: 2}, true},
+		{"attributes, itself", tuned, tuned, true},
+		{"attributes, nothing asked", &kernel.Attrs{Link: "a"}, tuned, true},
+		{"attributes, before is not asked", with(tuned, func(a *kernel.Attrs) { a.Before = &kernel.Attrs{MTU: 9} }), tuned, true},
+		{"attributes, mac", tuned, with(tuned, func(a *kernel.Attrs) { a.MAC = "02:00:00:00:00:09" }), false},
+		{"attributes, mtu", tuned, with(tuned, func(a *kernel.Attrs) { a.MTU = 1500 }), false},
+		{"attributes, queue", tuned, with(tuned, func(a *kernel.Attrs) { a.TxQLen = new(int) }), false},
+		{"attributes, promisc", tuned, with(tuned, func(a *kernel.Attrs) { a.Promisc = new(bool) }), false},
+		{"attributes, allmulti", tuned, with(tuned, func(a *kernel.Attrs) { a.AllMulti = &on }), false},
+		{"attributes, master", tuned, with(tuned, func(a *kernel.Attrs) { a.Master = new(string) }), false},
 		{"up", &kernel.LinkUp{Link: "a", Keep: true}, &kernel.LinkUp{Link: "a"}, true},
 		{"sysctl", &kernel.Sysctl{Name: "a", Value: "1", Before: "0"}, &kernel.Sysctl{Name: "a", Value: "1"}, true},
 		{"sysctl, value", &kernel.Sysctl{Name: "a", Value: "1"}, &kernel.Sysctl{Name: "a", Value: "0"}, false},
@@ -217,6 +233,10 @@ func TestString(t *testing.T) {
 		{&kernel.Sysctl{Name: "net/ipv6/neigh/a/retrans_time_ms", Value: "1"}, "sysctl net/ipv6/neigh/a/retrans_time_ms = 1",
 			"sysctl net/ipv6/neigh/a/retrans_time_ms", "", "a"},
 		{&kernel.Redirect{Link: "a", To: "b"}, "filter dev a ingress redirect dev b", "redirect a", "", "a"},
+		{tuned, "link eth0 mtu 1400 address 02:00:00:00:00:01 txqueuelen 2000 promisc on allmulticast off master blue netns /a", "attrs eth0 @/a", "/a", "eth0"},
+		{&kernel.Attrs{Link: "a", Master: new(string)}, "link a nomaster", "attrs a", "", "a"},
+		{&kernel.Link{Name: "blue", Type: kernel.VRF, Table: 10}, "link blue type vrf table 10", "link blue", "", ""},
+		{&kernel.Rule{Priority: 5, Table: 7, Proto: 4}, "rule v4 priority 5 lookup 7 proto 4", "rule v4 priority 5 lookup 7 proto 4", "", ""},
 		{&kernel.Qdisc{Link: "a", Type: "tbf", Parent: "root", Rate: 125000, Burst: 1500, Limit: 3000},
 			"qdisc dev a root tbf rate 1000000bit burst 1500 limit 3000", "qdisc a root", "", "a"},
 		{&kernel.Addr{Link: "a", Prefix: prefix("fd00::1/64")}, "addr fd00::1/64 dev a", "addr a fd00::1/64", "", "a"},
@@ -301,6 +321,8 @@ func TestStays(t *testing.T) {
 		&kernel.Sysctl{Name: "a", Value: "1"}:                true,
 		&kernel.Sysctl{Name: "a", Value: "1", Before: "0"}:   false,
 		&kernel.PortVLANs{Link: "a"}:                         true,
+		&kernel.Attrs{Link: "a", MTU: 1400}:                  true,
+		&kernel.Attrs{Link: "a", Before: &kernel.Attrs{}}:    false,
 		&kernel.Addr{Link: "a", Prefix: prefix("::1/128")}:   false,
 		&kernel.Link{Name: "sn-a", Type: kernel.Bridge}:      false,
 		&kernel.Hold{Protocol: "tcp", Addr: addr("0.0.0.0")}: false,

@@ -58,6 +58,9 @@ func (s *space) snapshot(snap Snapshot) {
 		if v := l.listedVLANs(); v != nil && !maps.Equal(l.vlans, defaultVLAN()) {
 			put(ours, v)
 		}
+		if tuned := l.unusual(); tuned != nil {
+			put(false, tuned)
+		}
 		for _, n := range l.neighs {
 			put(n.ours, n.Neigh)
 		}

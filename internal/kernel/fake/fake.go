@@ -276,6 +276,8 @@ func (k *Kernel) put(s *space, o kernel.Object, update bool) error {
 	switch o := o.(type) {
 	case *kernel.Link:
 		return k.putLink(s, o, update)
+	case *kernel.Attrs:
+		return k.putAttrs(s, o)
 	case *kernel.LinkUp:
 		return k.putUp(s, o)
 	case *kernel.Sysctl:
@@ -315,6 +317,8 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 	switch o := o.(type) {
 	case *kernel.Link:
 		return k.deleteLink(s, o, force)
+	case *kernel.Attrs:
+		return k.deleteAttrs(s, o)
 	case *kernel.LinkUp:
 		if l := s.links[o.Link]; l != nil && (!o.Keep || force) {
 			k.setDown(l)
@@ -334,14 +338,9 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 	case *kernel.Addr:
 		k.deleteAddr(s, o)
 	case *kernel.Route:
-		if r := s.routes[o.Key()]; r != nil && (r.ours || force) {
-			delete(s.routes, o.Key())
-		}
+		s.deleteRoute(o, force)
 	case *kernel.Rule:
-		delete(s.rules, ruleID{o.Key(), true})
-		if force {
-			delete(s.rules, ruleID{o.Key(), false})
-		}
+		s.deleteRule(o, force)
 	case *kernel.Neigh:
 		if l := s.links[o.Link]; l != nil && l.neighs[o.Addr] != nil && (l.neighs[o.Addr].ours || force) {
 			delete(l.neighs, o.Addr)

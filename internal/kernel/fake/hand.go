@@ -94,7 +94,7 @@ func (k *Kernel) addForeign(s *space, o kernel.Object) error {
 		}
 	case *kernel.Rule:
 		delete(s.rules, ruleID{o.Key(), true})
-		s.rules[ruleID{o.Key(), false}] = o
+		s.rules[ruleID{ruleOf(o).Key, false}] = o
 	case *kernel.Neigh:
 		s.links[o.Link].neighs[o.Addr].ours = false
 	case *kernel.Addr:

@@ -53,7 +53,7 @@ func freeName(s *space) string {
 func (k *Kernel) move(l *link, ns, name string) {
 	k.setDown(l)
 	k.takeOut(l)
-	l.leaveMaster()
+	k.leaveMaster(l)
 	to := k.spaces[ns]
 	if to.links[name] != nil {
 		name = freeName(to)

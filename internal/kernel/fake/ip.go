@@ -1,6 +1,7 @@
 package fake
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -13,6 +14,8 @@ import (
 type addr struct {
 	*kernel.Addr
 	maker maker
+	// bare says that the route of its subnet was deleted.
+	bare bool
 }
 
 // maker is who made an address; the kernel keeps a mark of it (IFA_PROTO, kernel 5.18).
@@ -27,6 +30,20 @@ const (
 type route struct {
 	*kernel.Route
 	ours bool
+}
+
+// The protocol numbers (rtnetlink(7)) of routes that the kernel makes, and of those that others make here.
+const (
+	protoKernel = 2
+	protoStatic = 4
+)
+
+// proto gives the number as a listing does.
+func (r *route) proto() int {
+	if r.ours {
+		return 0
+	}
+	return cmp.Or(r.Proto, protoStatic)
 }
 
 // ruleID tells rules apart as the kernel does: the protocol number belongs to the identity.
@@ -159,8 +176,48 @@ func (k *Kernel) putRoute(s *space, o *kernel.Route, update bool) error {
 	if err := s.checkRoute(o); err != nil {
 		return err
 	}
-	s.routes[key] = &route{Route: o, ours: true}
+	for _, a := range s.bare(key) {
+		if o.Proto == protoKernel { // put back
+			a.bare = false
+			return nil
+		}
+	}
+	s.routes[key] = &route{Route: o, ours: o.Proto == 0}
 	return nil
+}
+
+// deleteRoute deletes a route of the protocol number that is asked for; of ours, where none is.
+func (s *space) deleteRoute(o *kernel.Route, force bool) {
+	key := o.Key()
+	if r := s.routes[key]; r != nil {
+		if force || o.Proto == kernel.NoProtocol || o.Proto == r.proto() {
+			delete(s.routes, key)
+		}
+		return
+	}
+	if o.Proto != protoKernel && o.Proto != kernel.NoProtocol {
+		return
+	}
+	for _, l := range s.links {
+		for _, a := range l.addrs {
+			if r := s.subnetRoute(l, a); r != nil && r.Key() == key && l.name == o.Link {
+				a.bare = true
+			}
+		}
+	}
+}
+
+// bare gives the addresses whose subnet's route has the key and was deleted.
+func (s *space) bare(key kernel.Key) []*addr {
+	var out []*addr
+	for _, l := range s.links {
+		for _, a := range l.addrs {
+			if r := s.subnetRoute(l, a); a.bare && r != nil && r.Key() == key {
+				out = append(out, a)
+			}
+		}
+	}
+	return out
 }
 
 func (s *space) checkRoute(o *kernel.Route) error {
@@ -236,25 +293,38 @@ func (s *space) route(key kernel.Key) *route {
 	if r := s.routes[key]; r != nil {
 		return r
 	}
-	for _, l := range s.links {
-		if !l.up {
-			continue
-		}
-		for _, a := range l.addrs {
-			p := a.Prefix
-			if a.NoRoute || p.Addr().Is4() && p.Bits() == 32 {
-				continue
-			}
-			r := &kernel.Route{NS: s.path, Dst: p.Masked(), Link: l.name, Metric: 256}
-			if p.Addr().Is4() {
-				r.Metric, r.Scope, r.Src = 0, kernel.ScopeLink, l.subnet(p)[0].Addr()
-			}
-			if r.Key() == key {
-				return &route{Route: r}
-			}
+	for _, r := range s.connected() {
+		if r.Key() == key {
+			return r
 		}
 	}
 	return nil
+}
+
+// connected gives the routes that the kernel made by itself for addresses.
+func (s *space) connected() []*route {
+	var out []*route
+	for _, l := range s.links {
+		for _, a := range l.addrs {
+			if r := s.subnetRoute(l, a); r != nil && !a.bare {
+				out = append(out, &route{Route: r})
+			}
+		}
+	}
+	return out
+}
+
+// subnetRoute gives the route that the kernel makes for an address; nil for none.
+func (s *space) subnetRoute(l *link, a *addr) *kernel.Route {
+	p := a.Prefix
+	if !l.up || a.NoRoute || p.Addr().Is4() && p.Bits() == 32 {
+		return nil
+	}
+	r := &kernel.Route{NS: s.path, Dst: p.Masked(), Link: l.name, Metric: 256, Table: l.table(), Proto: protoKernel}
+	if p.Addr().Is4() {
+		r.Metric, r.Scope, r.Src = 0, kernel.ScopeLink, l.subnet(p)[0].Addr()
+	}
+	return r
 }
 
 func (k *Kernel) putRule(s *space, o *kernel.Rule) error {
@@ -266,8 +336,35 @@ func (k *Kernel) putRule(s *space, o *kernel.Rule) error {
 	if o.Table <= 0 || o.Priority < 0 {
 		return errors.New("a rule looks up a table and has a priority")
 	}
-	s.rules[ruleID{o.Key(), true}] = o
+	s.rules[ruleOf(o)] = o
 	return nil
+}
+
+// ruleOf gives a rule's identity, in which all numbers but ours are one.
+func ruleOf(o *kernel.Rule) ruleID {
+	plain := *o
+	plain.Proto = 0
+	return ruleID{plain.Key(), o.Proto == 0}
+}
+
+// proto gives the number as a listing does.
+func (id ruleID) proto(r *kernel.Rule) int {
+	if id.ours {
+		return 0
+	}
+	return cmp.Or(r.Proto, protoStatic)
+}
+
+// deleteRule deletes a rule of the protocol number that is asked for; of ours, where none is.
+func (s *space) deleteRule(o *kernel.Rule, force bool) {
+	id := ruleOf(o)
+	for _, ours := range []bool{true, false} {
+		id.ours = ours
+		r := s.rules[id]
+		if r != nil && (force || o.Proto == kernel.NoProtocol || o.Proto == id.proto(r)) {
+			delete(s.rules, id)
+		}
+	}
 }
 
 func (k *Kernel) putNeigh(s *space, o *kernel.Neigh, update bool) error {

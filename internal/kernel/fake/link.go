@@ -31,11 +31,16 @@ type link struct {
 	vlan     int
 	// bcQueueLen is a macvlan's.
 	bcQueueLen uint32
+	allMulti   bool
+	txQLen     int
+	vrfTable   int            // of a VRF
+	vrf        *link          // the master, where that is a VRF
 	access     *kernel.Access // of a TAP device
 	peer       *link          // the other end of a veth
 	main       bool           // false for the end that a veth was made with as its peer
 	up         bool
 	asked      struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
+	tuned      struct{ mtu, mac bool } // was it asked for by Attrs only
 	addrs      []*addr                 // in the order of their making
 	neighs     map[netip.Addr]*neigh
 	fdb        map[kernel.Key]*kernel.FDB
@@ -52,7 +57,7 @@ func newLink(ns, name string, typ kernel.LinkType) *link {
 	// The kernel's own choice is random; a test wants the same one each time.
 	sum := sha256.Sum256([]byte(ns + "\x00" + name))
 	sum[0] = sum[0]&^1 | 2
-	l := &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, mac: net.HardwareAddr(sum[:6]).String(),
+	l := &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, txQLen: txQLen, mac: net.HardwareAddr(sum[:6]).String(),
 		neighs: map[netip.Addr]*neigh{}, fdb: map[kernel.Key]*kernel.FDB{}, qdiscs: map[string]*kernel.Qdisc{}}
 	if typ == kernel.Bridge {
 		l.vlans = defaultVLAN()
@@ -72,7 +77,7 @@ func (l *link) foreign(wanted *kernel.Link) bool {
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
 		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
-		VLANFiltering: l.filter}
+		VLANFiltering: l.filter, Table: l.vrfTable}
 	if l.parent != nil {
 		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
 	}
@@ -82,7 +87,7 @@ func (l *link) object(bare bool) *kernel.Link {
 	if bare && !l.asked.mac {
 		o.MAC = ""
 	}
-	if l.master != "" {
+	if l.master != "" && l.vrf == nil {
 		p := l.port
 		o.Port = &p
 	}
@@ -163,27 +168,17 @@ func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 
 // setLink gives l what o asks for: all of it, or nothing where it gives an error.
 func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
-	if m := s.links[o.Master]; o.Master != "" {
-		switch {
-		case m == nil:
-			return fmt.Errorf("master %q: %w", o.Master, kernel.ErrAbsent)
-		case m.typ != kernel.Bridge:
-			return fmt.Errorf("master %q is no bridge", o.Master)
-		case o.Type == kernel.Bridge || o.Type == kernel.Loopback:
-			return fmt.Errorf("a link of type %s can't be a port", o.Type)
-		}
-	} else if o.Port != nil {
-		return errors.New("port flags without a master")
+	if err := s.checkMaster(o.Type, o.Master); err != nil {
+		return err
+	}
+	if o.Port != nil && (o.Master == "" || s.links[o.Master].typ != kernel.Bridge) {
+		return errors.New("port flags without a bridge")
 	}
 	if err := k.setStack(l, o); err != nil {
 		return err
 	}
-	if l.master != o.Master {
-		l.leaveMaster()
-	}
-	if l.master != o.Master {
-		l.master, l.vlans = o.Master, defaultVLAN()
-	}
+	k.setMaster(s, l, o.Master)
+	l.vrfTable = o.Table
 	if o.Port != nil {
 		l.port = *o.Port
 	}
@@ -214,23 +209,21 @@ func (l *link) setBasics(mtu int, mac string) {
 	}
 }
 
-// leaveMaster takes a port out of its bridge: its flags and forwarding entries are the bridge's.
-func (l *link) leaveMaster() {
-	l.master, l.port, l.vlans = "", kernel.Port{}, nil
-	clear(l.fdb)
-}
-
 func checkLink(o *kernel.Link) error {
 	if o.Home != "" {
 		return checkHome(o)
 	}
 	switch o.Type {
-	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN:
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN,
+		kernel.VRF:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
 	if o.Type != kernel.Bridge && o.VLANFiltering {
 		return errors.New("only a bridge filters by VLAN")
+	}
+	if err := checkVRF(o); err != nil {
+		return err
 	}
 	if o.Type != kernel.Veth && o.Peer != nil {
 		return errors.New("only a veth has a peer")
@@ -316,7 +309,7 @@ func (k *Kernel) takeOut(l *link) {
 	})
 	for _, port := range s.links {
 		if port.master == l.name {
-			port.leaveMaster()
+			k.leaveMaster(port)
 		}
 		if r := port.redirect; r != nil && r.To == l.name { // it leads nowhere now
 			port.redirect = &kernel.Redirect{NS: r.NS, Link: r.Link}

@@ -43,6 +43,9 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 				}
 			}
 		}
+		for _, a := range k.every(s, o) {
+			found[a.Key()] = a
+		}
 		if l, ok := o.(*kernel.Link); ok && s.links[l.Name] != nil {
 			ends[s.links[l.Name].peer] = true
 		}
@@ -69,6 +72,37 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 	return sorted(found), nil
 }
 
+// every gives all that an object stands for which leaves out what names it; see kernel.Scope.
+func (k *Kernel) every(s *space, o kernel.Object) []kernel.Object {
+	var all []kernel.Object
+	switch o := o.(type) {
+	case *kernel.Link:
+		for _, l := range s.links {
+			if o.Name == "" {
+				all = append(all, k.listed(l, nil))
+			}
+		}
+	case *kernel.Route:
+		if o.Dst.IsValid() {
+			return nil
+		}
+		for _, r := range append(slices.Collect(maps.Values(s.routes)), s.connected()...) {
+			c := *r.Route
+			if c.Proto = r.proto(); o.Link == "" || c.Link == o.Link {
+				all = append(all, &c)
+			}
+		}
+	case *kernel.Rule:
+		for id, r := range s.rules {
+			c := *r
+			if c.Proto = id.proto(r); o.Table == 0 {
+				all = append(all, &c)
+			}
+		}
+	}
+	return all
+}
+
 func sorted(m map[kernel.Key]kernel.Object) []kernel.Object {
 	keys := slices.SortedFunc(maps.Keys(m), func(x, y kernel.Key) int {
 		return cmp.Or(cmp.Compare(x.Kind, y.Kind), cmp.Compare(x.NS, y.NS), cmp.Compare(x.Name, y.Name))
@@ -87,6 +121,10 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 	case *kernel.Link:
 		if l := s.links[o.Name]; l != nil && !l.foreign(o) {
 			return k.listed(l, o)
+		}
+	case *kernel.Attrs:
+		if l := s.links[o.Link]; l != nil {
+			return l.attrs()
 		}
 	case *kernel.LinkUp:
 		if l := s.links[o.Link]; l != nil && l.up {
@@ -120,8 +158,8 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 		}
 	case *kernel.Rule:
 		for _, ours := range []bool{true, false} {
-			if r := s.rules[ruleID{o.Key(), ours}]; r != nil {
-				return r
+			if s.rules[ruleID{o.Key(), ours}] != nil {
+				return o
 			}
 		}
 	case *kernel.Neigh:

@@ -96,6 +96,7 @@ func everyKind(ns, peerNS string) []kernel.Object {
 	p.NS = ns
 	return []kernel.Object{
 		t, c, e, l, b, p,
+		&kernel.Attrs{NS: ns, Link: "sn-a", MTU: 1400, Before: &kernel.Attrs{MTU: 1500}},
 		&kernel.Sysctl{NS: ns, Name: "net/ipv4/conf/sn-a/route_localnet", Value: "1", Before: "0"},
 		&kernel.Qdisc{NS: ns, Link: "sn-a", Type: "tbf", Parent: "root", Rate: 1250000, Burst: 15000, Limit: 30000},
 		&kernel.Redirect{NS: ns, Link: "sn-a", To: "sv-a"},

@@ -121,7 +121,7 @@ func (p *space) addrs(index int) ([]addrInfo, error) {
 
 func (a *addrInfo) object(ns, link string) *kernel.Addr {
 	return &kernel.Addr{NS: ns, Link: link, Prefix: a.prefix, NoRoute: a.flags&unix.IFA_F_NOPREFIXROUTE != 0,
-		DAD: a.prefix.Addr().Is6() && a.flags&unix.IFA_F_NODAD == 0}
+		DAD: a.prefix.Addr().Is6() && a.flags&unix.IFA_F_NODAD == 0, Temporary: a.flags&unix.IFA_F_PERMANENT == 0}
 }
 
 func (s *session) listAddrs(sp *space, want []kernel.Object, f *found) error {

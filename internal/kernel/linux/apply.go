@@ -95,6 +95,8 @@ func (p *space) message(c kernel.Change) ([]*msg, error) {
 	switch o := subject(c).(type) {
 	case *kernel.Addr:
 		m, err = p.addrChange(c.Op, o)
+	case *kernel.Attrs:
+		m, err = p.attrsChange(c.Op, o)
 	case *kernel.LinkUp:
 		m, err = p.upChange(c.Op, o)
 	case *kernel.Route:

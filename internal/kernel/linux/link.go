@@ -13,6 +13,7 @@ import (
 
 const (
 	vethInfoPeer = 1      // VETH_INFO_PEER
+	vrfTable     = 1      // IFLA_VRF_TABLE
 	skipStats    = 1 << 3 // RTEXT_FILTER_SKIP_STATS
 	ifinfoLen    = unix.SizeofIfInfomsg
 )
@@ -28,6 +29,8 @@ type linkInfo struct {
 	alias, mac   string
 	flags        uint32
 	mtu, group   int
+	txqlen       int
+	table        int // of a VRF
 	master, peer int
 	netnsid      int32 // the namespace that peer is in, sameNetns for the link's own
 	mode         string
@@ -74,6 +77,8 @@ func parseLink(r reply) *linkInfo {
 			l.mac = net.HardwareAddr(v).String()
 		case unix.IFLA_MTU:
 			l.mtu = int(num32(v))
+		case unix.IFLA_TXQLEN:
+			l.txqlen = int(num32(v))
 		case unix.IFLA_GROUP:
 			l.group = int(num32(v))
 		case unix.IFLA_MASTER:
@@ -182,7 +187,12 @@ func (s *session) listLinks(sp *space, want []kernel.Object, f *found) error {
 		name := ""
 		switch o := o.(type) {
 		case *kernel.Link:
-			name = o.Name
+			if name = o.Name; name == "" {
+				if err := s.everyLink(sp, f); err != nil {
+					return err
+				}
+				continue
+			}
 		case *kernel.LinkUp:
 			name = o.Link
 		}
@@ -227,7 +237,7 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 	}
 	out := &kernel.Link{NS: sp.path, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias, Port: l.port,
 		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
-		VLANFiltering: l.filtering}
+		VLANFiltering: l.filtering, Table: l.table}
 	var err error
 	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
 		return nil, err

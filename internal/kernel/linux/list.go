@@ -42,6 +42,7 @@ var listers = []lister{
 	{[]kernel.Kind{kernel.KindHold}, (*session).listHolds},
 	{[]kernel.Kind{kernel.KindLink, kernel.KindLinkUp}, (*session).listLinks},
 	{[]kernel.Kind{kernel.KindVLANs}, (*session).listVLANs},
+	{[]kernel.Kind{kernel.KindAttrs}, (*session).listAttrs},
 	{[]kernel.Kind{kernel.KindSysctl}, (*session).listSysctls},
 	{[]kernel.Kind{kernel.KindQdisc}, (*session).listQdiscs},
 	{[]kernel.Kind{kernel.KindRedirect}, (*session).listRedirects},

@@ -29,7 +29,7 @@ const sameNetns = -1
 
 // infoData puts what a link of its type is told beside its parent into IFLA_INFO_DATA.
 func infoData(m *msg, l *kernel.Link) error {
-	if l.Type != kernel.VLAN && l.Mode == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
+	if l.Type != kernel.VLAN && l.Type != kernel.VRF && l.Mode == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
 		return nil
 	}
 	var err error
@@ -56,6 +56,8 @@ func infoData(m *msg, l *kernel.Link) error {
 			}
 		case kernel.VLAN:
 			m.attr(vlanID, native.AppendUint16(nil, uint16(l.VLAN)))
+		case kernel.VRF:
+			m.u32(vrfTable, uint32(l.Table))
 		default:
 			err = fmt.Errorf("type %q: has no mode", l.Type)
 		}
@@ -88,6 +90,8 @@ func (l *linkInfo) parseData(b []byte) {
 		if d := attrOf(b, vlanID); len(d) >= 2 {
 			l.vlan = int(native.Uint16(d))
 		}
+	case kernel.VRF:
+		l.table = int(num32(attrOf(b, vrfTable)))
 	}
 }
 

@@ -27,13 +27,34 @@ func routeType(t uint8) (string, bool) {
 	return "", false
 }
 
+// protocol gives the number for the Proto of a route or rule, proto the other way round.
+func protocol(proto int) uint8 {
+	switch proto {
+	case 0:
+		return kernel.RouteProtocol
+	case kernel.NoProtocol:
+		return unix.RTPROT_UNSPEC
+	}
+	return uint8(proto)
+}
+
+func proto(number uint8) int {
+	switch number {
+	case kernel.RouteProtocol:
+		return 0
+	case unix.RTPROT_UNSPEC:
+		return kernel.NoProtocol
+	}
+	return int(number)
+}
+
 // routeMsg is the message that makes, changes or deletes a route.
 func (p *space) routeMsg(typ, flags uint16, r *kernel.Route) (*msg, error) {
 	ip := r.Dst.Addr()
 	b := make([]byte, rtmsgLen)
 	b[0], b[1] = family(ip), uint8(r.Dst.Bits())
 	b[4] = unix.RT_TABLE_UNSPEC // RTA_TABLE has it
-	b[5] = kernel.RouteProtocol
+	b[5] = protocol(r.Proto)
 	b[6] = uint8(r.Scope)
 	b[7] = routeTypes[r.Type]
 	if r.OnLink {
@@ -55,7 +76,7 @@ func (p *space) routeMsg(typ, flags uint16, r *kernel.Route) (*msg, error) {
 		m.u32(unix.RTA_PRIORITY, uint32(r.Metric))
 	}
 	// A metric of 0 is no metric to the kernel: what else is known keeps a deletion from another metric's route.
-	if exact := typ != unix.RTM_DELROUTE || r.Metric == 0 || r.Type == "local"; !exact {
+	if exact := typ != unix.RTM_DELROUTE || r.Metric == 0 || r.Type == "local" || r.Proto != 0; !exact {
 		return m, nil
 	}
 	if r.Link != "" {
@@ -240,6 +261,12 @@ func (s *session) listRoutes(sp *space, want []kernel.Object, f *found) error {
 	parts := map[part]map[kernel.Key]*kernel.Route{}
 	for _, o := range want {
 		r := o.(*kernel.Route)
+		if !r.Dst.IsValid() {
+			if err := sp.everyRoute(r.Link, names, f); err != nil {
+				return err
+			}
+			continue
+		}
 		if len(want) <= fewRoutes {
 			got, sure, err := sp.hostRoute(r)
 			if err != nil {
@@ -267,6 +294,26 @@ func (s *session) listRoutes(sp *space, want []kernel.Object, f *found) error {
 			got := o.object(sp, names)
 			if w := byKey[got.Key()]; w != nil {
 				keepRoute(got, o.proto, w, f)
+			}
+		}
+	}
+	return nil
+}
+
+// everyRoute lists all routes of the namespace, or those over a link.
+func (p *space) everyRoute(link string, names map[int]string, f *found) error {
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		have, err := p.routes(fam, 0, 0)
+		if isErrno(err, unix.EOPNOTSUPP, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		for _, o := range have {
+			r := o.object(p, names)
+			if r.Proto = proto(o.proto); link == "" || r.Link == link {
+				f.add(r)
 			}
 		}
 	}

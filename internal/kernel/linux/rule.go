@@ -45,7 +45,7 @@ func ruleChange(op kernel.Op, r *kernel.Rule) *msg {
 	if r.IIF != "" {
 		m.str(unix.FRA_IIFNAME, r.IIF)
 	}
-	m.u8(unix.FRA_PROTOCOL, kernel.RouteProtocol)
+	m.u8(unix.FRA_PROTOCOL, protocol(r.Proto))
 	return m
 }
 
@@ -103,11 +103,14 @@ func (p *space) rules(own bool) ([]*kernel.Rule, error) {
 			return nil, err
 		}
 		for _, r := range rs {
-			o, proto := parseRule(r)
-			if o == nil || own && proto != kernel.RouteProtocol {
+			o, number := parseRule(r)
+			if o == nil || own && number != kernel.RouteProtocol {
 				continue
 			}
 			o.NS = p.path
+			if !own {
+				o.Proto = proto(number)
+			}
 			out = append(out, o)
 		}
 	}
@@ -116,8 +119,10 @@ func (p *space) rules(own bool) ([]*kernel.Rule, error) {
 
 func (s *session) listRules(sp *space, want []kernel.Object, f *found) error {
 	keys := map[kernel.Key]*kernel.Rule{}
+	every := false
 	for _, o := range want {
 		r := *o.(*kernel.Rule)
+		every = every || r.Table == 0
 		keys[ruleKey(r)] = o.(*kernel.Rule)
 	}
 	have, err := sp.rules(false)
@@ -125,8 +130,13 @@ func (s *session) listRules(sp *space, want []kernel.Object, f *found) error {
 		return err
 	}
 	for _, r := range have {
+		number := r.Proto
+		r.Proto = 0
 		if w := keys[ruleKey(*r)]; w != nil {
 			f.add(w)
+		}
+		if r.Proto = number; every {
+			f.add(r)
 		}
 	}
 	return nil
