@@ -11,6 +11,8 @@ packages=(
   procps       # sysctl
   netbase      # /etc/protocols, or nft prints numbers
   iptables     # a machine whose FORWARD policy is DROP; the reference CNI plugins of the benches
+  firewalld    # the CNI plugin firewall gives addresses to its zones; never started by this script
+  dbus-daemon  # firewalld listens there
   iputils-ping # a second opinion on reachability
   containernetworking-plugins # what the CNI benches and tests compare with
 )
@@ -26,7 +28,10 @@ if [ "$(id -u)" -ne 0 ]; then
   exit 0
 fi
 echo "deps: installing ${missing[*]}"
-log=$(mktemp); trap 'rm -f "$log"' EXIT
+# Nothing that comes along is to be started on this machine, now or when it boots.
+policy=/usr/sbin/policy-rc.d own=
+[ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy && own=$policy; }
+log=$(mktemp); trap 'rm -f "$log" $own; case " ${missing[*]} " in *" firewalld "*) systemctl disable -q firewalld 2>/dev/null;; esac' EXIT
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" </dev/null >>"$log" 2>&1; }
 # With lists that are there already, nothing has to be fetched but the packages.
 apt install -y --no-install-recommends "${missing[@]}" && exit 0

@@ -223,7 +223,8 @@ type Accept struct {
 	First bool
 	// Via is for a rule that stands first. It names a chain of the same table that packets pass before they get to the
 	// rule, if that chain is there: the rule stands behind the one that leads to it, directly or by one chain in
-	// between, and where none does, one of ours is put before it, which goes with it.
+	// between, and where none does, one of ours is put before it, which goes with it. The deletion of an Accept without
+	// Via takes all of these along.
 	Via string
 	// Mark begins the comment that tells that the rule is ours; "" means AliasPrefix. Scope.All lists only those of "".
 	Mark string

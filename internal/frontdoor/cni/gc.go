@@ -26,23 +26,37 @@ func collect(ctx context.Context, r *request, valid []attachment) error {
 	}
 	network := networkMark(r.conf.Name)
 	var changes []kernel.Change
+	var walls []*kernel.Element
 	used := map[string]bool{}
+	var left []kernel.Object
 	for _, o := range objs {
 		key, _, _ := strings.Cut(markOf(o), " ")
 		e, isElement := o.(*kernel.Element)
 		switch {
 		case key == "":
 		case strings.HasPrefix(key, network) && !keep[key]:
+			if isElement && isPass(e) {
+				walls = append(walls, e)
+			}
 			if isElement {
 				o = withFlush(e)
 			}
 			changes = append(changes, kernel.Change{Op: kernel.Delete, Old: o})
 		case isElement:
 			used[strings.TrimPrefix(strings.TrimPrefix(e.Data, "jump "), "goto ")] = true
+			left = append(left, o)
 		}
 	}
+	if err := dropSources(ctx, r, walls); err != nil {
+		return err
+	}
+	idle, err := idleWalls(ctx, r, left)
+	if err != nil {
+		return err
+	}
+	changes = append(changes, idle...)
 	for _, o := range objs {
-		if c, ok := o.(*kernel.TableChain); ok && !used[c.Chain.Name] {
+		if c, ok := o.(*kernel.TableChain); ok && c.Chain.Hook == "" && !used[c.Chain.Name] {
 			changes = append(changes, kernel.Change{Op: kernel.Delete, Old: c})
 		}
 	}

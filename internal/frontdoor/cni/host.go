@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,8 @@ type Host struct {
 	Lock func(exclusive bool) (unlock func(), err error)
 	// Random fills b with random bytes, for hardware addresses.
 	Random func(b []byte)
+	// Firewalld connects to firewalld; nil where it does not run, with an error where the bus can't be asked.
+	Firewalld func(context.Context) (Firewalld, error)
 	// IPv6 reports whether the kernel has IPv6.
 	IPv6 func() bool
 }
@@ -51,7 +54,7 @@ const nsfsMagic = 0x6e736673
 // SystemHost is the machine that the process runs on; newKernel makes the kernel's backend.
 func SystemHost(newKernel func() kernel.Kernel) *Host {
 	return &Host{Args: os.Args, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Kernel: newKernel, Netns: systemNetns, Lock: systemLock, Random: systemRandom, IPv6: systemIPv6}
+		Kernel: newKernel, Netns: systemNetns, Lock: systemLock, Random: systemRandom, Firewalld: systemFirewalld, IPv6: systemIPv6}
 }
 
 func systemNetns(path string) (netnsKind, error) {

@@ -23,6 +23,7 @@ type plugin interface {
 var plugins = map[string]plugin{
 	"bandwidth":  bandwidth{},
 	"bridge":     attacher{newBridge},
+	"firewall":   firewall{},
 	"host-local": ipamPlugin{newHostLocalPlugin},
 	"loopback":   loopback{},
 	"portmap":    portmap{},
@@ -32,7 +33,7 @@ var plugins = map[string]plugin{
 
 // Names gives the plugins that the program can be called as.
 func Names() []string {
-	return []string{"bandwidth", "bridge", "host-local", "loopback", "portmap", "ptp", "static"}
+	return []string{"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "static"}
 }
 
 // Main runs the plugin that h's command line names for the verb that its environment names, and gives the exit status.

@@ -20,6 +20,8 @@ import (
 //	prerouting   published ports: on one address, on any address of the machine
 //	output       the same for programs of the machine
 //	postrouting  published: hairpin and loopback by the container's chain; then ipMasq by its subnet's
+//
+// The chains of the plugin firewall are in walltable.go.
 const tableName = "seine_cni"
 
 var (
@@ -73,7 +75,8 @@ const (
 func table() *kernel.Table {
 	return &kernel.Table{
 		Name: tableName,
-		Sets: []*kernel.Set{masq4, masq6, snat4, snat6, port4, port6, host4, host6, when4, when6, whenhost4, whenhost6, localnet},
+		Sets: []*kernel.Set{masq4, masq6, snat4, snat6, port4, port6, host4, host6, when4, when6, whenhost4, whenhost6, localnet,
+			pass4, pass6, policied, sameBridge, isolated},
 		Chains: []*kernel.Chain{
 			{Name: chainKeep},
 			{Name: chainAll, Rules: []string{"masquerade"}},

@@ -554,7 +554,7 @@ func endsAll(rule string) bool {
 func (k *Kernel) deleteAccept(o *kernel.Accept) {
 	if c := k.others[otherKey(o.Family, o.Table, o.Chain)]; c != nil {
 		k.setRules(c, slices.DeleteFunc(slices.Clone(c.rules), func(r otherRule) bool {
-			return r.is(o) || r.via && o.Via != "" && r.accept.Via == o.Via && r.accept.Mark == o.Mark
+			return r.is(o) || r.via && (o.Via == "" || r.accept.Via == o.Via) && r.accept.Mark == o.Mark
 		}))
 	}
 }

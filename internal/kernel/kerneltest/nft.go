@@ -96,7 +96,9 @@ func testFirstAccept(s *suite) {
 		s.holds(one, more)
 		want("two", "one", "jump MORE", "jump ADMIN", "accept", "drop")
 		s.ok(s.delete(more), "delete")
-		s.ok(s.delete(one), "delete")
+		want("one way less", "one", "jump ADMIN", "drop")
+		s.make(more)
+		s.ok(s.delete(with(one, func(a *kernel.Accept) { a.Via = "" })), "delete")
 		want("deleted", "one", "drop")
 
 		s.h.AddForeignTarget(s, family, "others", "CNI", "jump ADMIN", "tcp dport 22 accept")

@@ -85,7 +85,7 @@ func acceptPrefix(a *kernel.Accept) string {
 	return a.Mark + " "
 }
 
-// viaComment is that of the rule that leads to a chain on the way to an accept.
+// viaComment is that of the rule that leads to a chain on the way to an accept, or begins it where none is named.
 func viaComment(a *kernel.Accept) string { return acceptPrefix(a) + "jump " + a.Via }
 
 // acceptPlace looks where an accept stands or is to stand.
@@ -126,8 +126,8 @@ func (p *space) acceptPlace(a *kernel.Accept) (*acceptPlace, error) {
 			out.mine = append(out.mine, r)
 			out.in = out.in || !dead && (led || out.lead == nil)
 			out.stands = out.stands || !dead && led
-		case viaComment(a):
-			if a.Via != "" {
+		default:
+			if r.comment == viaComment(a) || a.Via == "" && strings.HasPrefix(r.comment, viaComment(a)) {
 				out.mine = append(out.mine, r)
 			}
 		}
