@@ -30,8 +30,8 @@ type attaching struct {
 	host string
 	// alias marks links and elements as the attachment's; "" where others may have made it.
 	alias string
-	// hostMAC, mac and bridgeMAC are the addresses to make links with.
-	hostMAC, mac, bridgeMAC string
+	// hostMAC, mac, bridgeMAC and gatewayMAC are the addresses to make links with.
+	hostMAC, mac, bridgeMAC, gatewayMAC string
 	// check leaves out what plugins later in the chain, or the container, may change: MTU, hardware addresses, flags.
 	check bool
 	// made says that the interface is there already, without addresses; what fails now leaves it to the caller.
@@ -130,6 +130,12 @@ func (s *seen) undo(made []kernel.Object) []kernel.Change {
 	return back
 }
 
+// sweeper is a maker of things that several attachments share and that go with the last of them.
+type sweeper interface {
+	// sweep removes what nobody uses any more; an attachment or several have just gone.
+	sweep(ctx context.Context, r *request) error
+}
+
 // attacher is a plugin that makes an interface.
 type attacher struct {
 	load func(*request) (maker, error)
@@ -161,7 +167,7 @@ func (p attacher) add(ctx context.Context, r *request) (*Result, error) {
 	}
 	id := r.ident()
 	a := &attaching{ident: id, alias: id.mark(), netns: r.netns, host: id.veth(), dns: r.conf.DNS, ipv6: r.host.IPv6(),
-		mac: r.host.newMAC(0), bridgeMAC: r.host.newMAC(0),
+		mac: r.host.newMAC(0), bridgeMAC: r.host.newMAC(0), gatewayMAC: r.host.newMAC(0),
 		// A bridge without an address of its own takes the lowest of its ports': never one of ours.
 		hostMAC: r.host.newMAC(0xfe)}
 	// Before anything is taken: what a failure would give back must not be what an earlier ADD made.
@@ -358,6 +364,9 @@ func (p attacher) del(ctx context.Context, r *request) error {
 		// The addresses stay taken as long as they may be in use.
 		return errors.Join(append(errs, err)...)
 	}
+	if s, ok := m.(sweeper); ok {
+		errs = append(errs, s.sweep(ctx, r))
+	}
 	if i != nil && !first {
 		errs = append(errs, i.del(ctx))
 	}
@@ -372,6 +381,13 @@ func delKernel(ctx context.Context, r *request, m maker, i ipam) error {
 		if err := findMasquerade(ctx, r, &scope); err != nil {
 			return err
 		}
+	}
+	if g, ok := m.(guarder); m == nil || ok && g.guards() {
+		objs, err := findGuard(ctx, r)
+		if err != nil {
+			return err
+		}
+		scope.Objects = append(scope.Objects, objs...)
 	}
 	objs, err := r.kernel.List(ctx, scope)
 	if err != nil {
@@ -539,6 +555,10 @@ func (p attacher) gc(ctx context.Context, r *request) error {
 		return err
 	}
 	errs := []error{collect(ctx, r, valid)}
+	m, _ := p.load(r)
+	if s, ok := m.(sweeper); ok {
+		errs = append(errs, s.sweep(ctx, r))
+	}
 	if i != nil {
 		errs = append(errs, i.gc(ctx, valid))
 	}

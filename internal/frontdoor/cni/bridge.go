@@ -19,23 +19,21 @@ type bridgeConf struct {
 	HairpinMode               bool        `json:"hairpinMode"`
 	PromiscMode               bool        `json:"promiscMode"`
 	Vlan                      int         `json:"vlan"`
-	VlanTrunk                 []vlanRange `json:"vlanTrunk"`
+	VlanTrunk                 []trunkConf `json:"vlanTrunk"`
+	PreserveDefaultVlan       bool        `json:"preserveDefaultVlan"`
 	MACSpoofCheck             bool        `json:"macspoofchk"`
 	EnableDAD                 bool        `json:"enabledad"`
 	DisableContainerInterface bool        `json:"disableContainerInterface"`
 	PortIsolation             bool        `json:"portIsolation"`
 }
 
-type vlanRange struct {
-	ID    *int `json:"id"`
-	MinID *int `json:"minID"`
-	MaxID *int `json:"maxID"`
-}
-
-// bridge is the plugin "bridge": a veth whose machine's end is a port of a Linux bridge.
+// bridge is the plugin "bridge": a veth whose machine's end is a port of a Linux bridge. bridgevlan.go has what is about
+// VLANs, macspoof.go what is about hardware addresses that are not the container's.
 type bridge struct {
 	bridgeConf
 	hasIPAM bool
+	// trunk are the VLANs of vlanTrunk.
+	trunk []kernel.VLANRange
 	// mac is the hardware address that was asked for, "" for none.
 	mac string
 }
@@ -75,14 +73,9 @@ func (b *bridge) validate() error {
 		return invalid("promiscMode", true, "excludes hairpinMode", "one of the two")
 	case b.DisableContainerInterface && b.hasIPAM:
 		return invalid("disableContainerInterface", true, "excludes an address plugin", "no ipam, or false")
-	case b.Vlan < 0 || b.Vlan > 4094:
-		return invalid("vlan", b.Vlan, "is no VLAN", "0 to 4094")
-	case b.Vlan != 0:
-		return unsupported("vlan", b.Vlan, "VLANs on the bridge are not supported yet")
-	case len(b.VlanTrunk) > 0:
-		return unsupported("vlanTrunk", fmt.Sprintf("%d entries", len(b.VlanTrunk)), "VLANs on the bridge are not supported yet")
-	case b.MACSpoofCheck:
-		return unsupported("macspoofchk", true, "is not supported yet")
+	}
+	if err := b.validateVLANs(); err != nil {
+		return err
 	}
 	var err error
 	b.mac, err = validMAC(b.mac)
@@ -107,6 +100,11 @@ func (b *bridge) plan(a *attaching, s *seen) (*plan, error) {
 		// A port speaks no IPv6 of its own: an address and routes for each would make every further one dearer.
 		p.own = append(p.own, &kernel.Sysctl{Name: "net/ipv6/conf/" + a.host + "/disable_ipv6", Value: "1"})
 	}
+	b.planVLANs(p, a.host)
+	if b.MACSpoofCheck {
+		p.shared = append(p.shared, guardTable())
+		p.own = append(p.own, guard(a)...)
+	}
 	brMAC, err := b.planBridge(p, a, s)
 	if err != nil {
 		return nil, err
@@ -125,16 +123,13 @@ func (b *bridge) plan(a *attaching, s *seen) (*plan, error) {
 	if !a.check {
 		a.ips = b.gateways(a.ips)
 	}
-	if err := b.planAddresses(p, a, s); err != nil {
-		return nil, err
-	}
 	p.result = a.resultOf(links...)
-	return p, nil
+	return p, b.planAddresses(p, a, s)
 }
 
 // planBridge adds the bridge itself and gives its hardware address. One that is there is taken as it is.
 func (b *bridge) planBridge(p *plan, a *attaching, s *seen) (string, error) {
-	br := &kernel.Link{Name: b.Bridge, Type: kernel.Bridge, Promisc: b.PromiscMode && !a.check}
+	br := &kernel.Link{Name: b.Bridge, Type: kernel.Bridge, Promisc: b.PromiscMode && !a.check, VLANFiltering: b.filters()}
 	p.shared = append(p.shared, br, &kernel.LinkUp{Link: b.Bridge})
 	have := s.link(b.Bridge)
 	if have == nil {
@@ -235,9 +230,13 @@ func (b *bridge) planAddresses(p *plan, a *attaching, s *seen) error {
 	return nil
 }
 
-// planGateways adds the bridge's addresses. Others that are in the way are an error or, with forceAddress, replaced:
+// planGateways adds the addresses of the bridge, or of what stands for it in the VLAN. Others that are in the way are an error or, with forceAddress, replaced:
 // any other of IPv4, and of IPv6 those of subnets that overlap.
 func (b *bridge) planGateways(p *plan, a *attaching, s *seen) error {
+	dev := b.Bridge
+	if b.Vlan != 0 {
+		dev = b.planVLANGateway(p, a, s)
+	}
 	want := map[netip.Prefix]bool{}
 	for _, ip := range a.ips.IPs {
 		if !ip.Gateway.IsValid() {
@@ -246,16 +245,16 @@ func (b *bridge) planGateways(p *plan, a *attaching, s *seen) error {
 		gw := netip.PrefixFrom(ip.Gateway, ip.Address.Bits())
 		if !want[gw] {
 			want[gw] = true
-			p.shared = append(p.shared, &kernel.Addr{Link: b.Bridge, Prefix: gw})
+			p.shared = append(p.shared, &kernel.Addr{Link: dev, Prefix: gw})
 		}
 	}
-	p.look = append(p.look, &kernel.Addr{Link: b.Bridge})
+	p.look = append(p.look, &kernel.Addr{Link: dev})
 	if a.check {
 		return nil
 	}
 	for _, o := range s.all {
 		have, ok := o.(*kernel.Addr)
-		if !ok || have.NS != "" || have.Link != b.Bridge || want[have.Prefix] || have.Prefix.Addr().IsLinkLocalUnicast() {
+		if !ok || have.NS != "" || have.Link != dev || want[have.Prefix] || have.Prefix.Addr().IsLinkLocalUnicast() {
 			continue
 		}
 		for gw := range want {
@@ -263,7 +262,7 @@ func (b *bridge) planGateways(p *plan, a *attaching, s *seen) error {
 				continue
 			}
 			if !b.ForceAddress {
-				return invalid("bridge", b.Bridge, fmt.Sprintf("has address %s already", have.Prefix),
+				return invalid("bridge", dev, fmt.Sprintf("has address %s already", have.Prefix),
 					fmt.Sprintf("one with %s or none, or forceAddress", gw))
 			}
 			p.replace = append(p.replace, have)

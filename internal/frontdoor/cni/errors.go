@@ -68,6 +68,8 @@ func asError(err error) *Error {
 		code = CodeUnsupported
 	case errors.As(err, &f) && f.Code == api.Invalid:
 		code = CodeConfig
+	case errors.Is(err, kernel.ErrUnsupported):
+		code = CodeUnsupported
 	case errors.Is(err, kernel.ErrNamespaceGone):
 		code = CodeNetns
 	case errors.Is(err, hostlocal.ErrExhausted):

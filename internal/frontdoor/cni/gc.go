@@ -16,7 +16,7 @@ func collect(ctx context.Context, r *request, valid []attachment) error {
 		return err
 	}
 	defer unlock()
-	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table()}, Mark: markPrefix})
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table(), guardTable()}, Mark: markPrefix})
 	if err != nil {
 		return err
 	}
