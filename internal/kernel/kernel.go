@@ -134,6 +134,8 @@ type Scope struct {
 	// tables that are among Objects, every element whose comment begins with it and every TableChain. "" for none. It
 	// is for programs that keep no state and find by it what is theirs.
 	Mark string
+	// MarkNS are further namespaces whose links Mark is about.
+	MarkNS []string
 	// Links also lists every link of the machine's own namespace, whoever's it is.
 	Links bool
 }

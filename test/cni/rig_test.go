@@ -24,6 +24,7 @@ import (
 	types100 "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"github.com/seine-net/seine/internal/frontdoor/cni"
 	"github.com/seine-net/seine/internal/testkit"
 )
 
@@ -41,7 +42,7 @@ var bin = sync.OnceValues(func() (string, error) {
 		return dir, fmt.Errorf("go build: %w\n%s", err, out)
 	}
 	link := os.Link
-	for _, name := range []string{"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "static"} {
+	for _, name := range cni.Names() {
 		if err := link(program, filepath.Join(dir, name)); err != nil {
 			return dir, err
 		}

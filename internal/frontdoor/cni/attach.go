@@ -136,9 +136,12 @@ type sweeper interface {
 	sweep(ctx context.Context, r *request) error
 }
 
-// attacher is a plugin that makes an interface.
+// attacher is a plugin that makes an interface: a veth with one end on the machine, which carries the mark and a name that
+// follows from the attachment, or, with inner, a link in the container alone, see inner.go.
 type attacher struct {
 	load func(*request) (maker, error)
+	// inner is the type of a link that is in the container alone; "" for a veth.
+	inner kernel.LinkType
 }
 
 func (p attacher) prepare(r *request) (maker, ipam, error) {
@@ -165,18 +168,17 @@ func (p attacher) add(ctx context.Context, r *request) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := resolve(ctx, r, m); err != nil {
+		return nil, err
+	}
 	id := r.ident()
 	a := &attaching{ident: id, alias: id.mark(), netns: r.netns, host: id.veth(), dns: r.conf.DNS, ipv6: r.host.IPv6(),
 		mac: r.host.newMAC(0), bridgeMAC: r.host.newMAC(0), gatewayMAC: r.host.newMAC(0),
 		// A bridge without an address of its own takes the lowest of its ports': never one of ours.
 		hostMAC: r.host.newMAC(0xfe)}
 	// Before anything is taken: what a failure would give back must not be what an earlier ADD made.
-	was, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: a.host}}})
-	if err != nil {
+	if err := p.absent(ctx, r); err != nil {
 		return nil, err
-	}
-	if len(was) > 0 {
-		return nil, errorf(CodeInternal, "container %q is attached to network %q as %q already (link %q)", id.containerID, id.network, id.ifname, a.host)
 	}
 	undo := func(context.Context) error { return nil }
 	if _, ok := i.(overLink); ok {
@@ -192,6 +194,32 @@ func (p attacher) add(ctx context.Context, r *request) (*Result, error) {
 		return nil, errors.Join(err, undo(context.WithoutCancel(ctx)))
 	}
 	return res, nil
+}
+
+// absent gives an error where the attachment is there already.
+func (p attacher) absent(ctx context.Context, r *request) error {
+	l, err := p.present(ctx, r)
+	if err != nil || l == nil {
+		return err
+	}
+	id := r.ident()
+	if p.inner != "" && !id.marked(l.Alias) {
+		return errorf(CodeInternal, "CNI_IFNAME %q: the container has an interface of this name already; want one that is free", r.ifname)
+	}
+	return errorf(CodeInternal, "container %q is attached to network %q as %q already (link %q)", id.containerID, id.network, id.ifname, l.Name)
+}
+
+// present gives the link that has the place of the attachment's; nil where there is none.
+func (p attacher) present(ctx context.Context, r *request) (*kernel.Link, error) {
+	l := &kernel.Link{Name: r.ident().veth()}
+	if p.inner != "" {
+		l = &kernel.Link{NS: r.netns, Name: r.ifname}
+	}
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{l}})
+	if err != nil || len(objs) == 0 {
+		return nil, err
+	}
+	return objs[0].(*kernel.Link), nil
 }
 
 func addLocked(ctx context.Context, r *request, m maker, a *attaching) (*Result, error) {
@@ -239,11 +267,11 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 	// The link goes first: the rest is about an interface of that name, whoever's it is.
 	err := reconcile.Apply(ctx, r.kernel, append(shared, p.link), p.replace)
 	made := err == nil
-	if errors.Is(err, kernel.ErrExists) && p.link.Peer != nil {
-		err = fmt.Errorf("can't make interface %q in the container: %w", p.link.Peer.Name, err)
+	if errors.Is(err, kernel.ErrExists) {
+		err = fmt.Errorf("can't make interface %q in the container: %w", r.ifname, err)
 	}
 	if err == nil {
-		inside, rest := p.insideRoutes()
+		inside, rest := p.insideRoutes(r.netns)
 		if err = reconcile.Apply(ctx, r.kernel, rest, nil); err == nil {
 			err = addRoutes(ctx, r.kernel, inside)
 		}
@@ -260,7 +288,7 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 			}
 		}
 	}
-	if !there {
+	if !there && (made || p.link.NS == "") { // in a container the name may be another's
 		back = append(back, kernel.Change{Op: kernel.Delete, Old: p.link})
 	}
 	back = append(back, s.undo(shared)...)
@@ -271,9 +299,9 @@ func (p *plan) apply(ctx context.Context, r *request, s *seen, shared []kernel.O
 }
 
 // insideRoutes tells the container's routes from the rest of what the attachment has.
-func (p *plan) insideRoutes() (routes, rest []kernel.Object) {
+func (p *plan) insideRoutes(netns string) (routes, rest []kernel.Object) {
 	for _, o := range p.own {
-		if rt, ok := o.(*kernel.Route); ok && p.link.Peer != nil && rt.NS == p.link.Peer.NS {
+		if rt, ok := o.(*kernel.Route); ok && rt.NS == netns {
 			routes = append(routes, o)
 		} else {
 			rest = append(rest, o)
@@ -360,7 +388,7 @@ func (p attacher) del(ctx context.Context, r *request) error {
 	if first { // while there is an interface to say it by
 		errs = append(errs, i.del(ctx))
 	}
-	if err := delKernel(ctx, r, m, i); err != nil {
+	if err := p.delKernel(ctx, r, m, i); err != nil {
 		// The addresses stay taken as long as they may be in use.
 		return errors.Join(append(errs, err)...)
 	}
@@ -373,7 +401,10 @@ func (p attacher) del(ctx context.Context, r *request) error {
 	return errors.Join(errs...)
 }
 
-func delKernel(ctx context.Context, r *request, m maker, i ipam) error {
+func (p attacher) delKernel(ctx context.Context, r *request, m maker, i ipam) error {
+	if p.inner != "" {
+		return p.delInner(ctx, r, i)
+	}
 	id := r.ident()
 	// The ifb of the plugin bandwidth goes along: see there.
 	scope := kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth(), Type: kernel.Veth}, &kernel.Link{Name: id.ifb(), Type: kernel.IFB}}}
@@ -476,7 +507,15 @@ func (p attacher) check(ctx context.Context, r *request) error {
 	if a.host, err = hostEnd(r); err != nil {
 		return err
 	}
-	if a.host == a.veth() {
+	ours := a.host == a.veth()
+	if p.inner != "" {
+		l, err := p.present(ctx, r)
+		if err != nil {
+			return err
+		}
+		ours = l != nil && a.marked(l.Alias)
+	}
+	if ours {
 		a.alias = a.mark()
 	}
 	if i != nil {
@@ -490,7 +529,7 @@ func (p attacher) check(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	inside, rest := p2.insideRoutes()
+	inside, rest := p2.insideRoutes(r.netns)
 	if inside, err = behind(ctx, r.kernel, inside); err != nil {
 		return err
 	}
@@ -554,7 +593,11 @@ func (p attacher) gc(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	errs := []error{collect(ctx, r, valid)}
+	var spaces []string
+	if p.inner != "" {
+		spaces = r.host.Namespaces()
+	}
+	errs := []error{collect(ctx, r, valid, spaces...)}
 	m, _ := p.load(r)
 	if s, ok := m.(sweeper); ok {
 		errs = append(errs, s.sweep(ctx, r))
@@ -566,9 +609,15 @@ func (p attacher) gc(ctx context.Context, r *request) error {
 }
 
 func (p attacher) status(ctx context.Context, r *request) error {
-	_, i, err := p.prepare(r)
-	if err != nil || i == nil {
+	m, i, err := p.prepare(r)
+	if err != nil {
 		return err
+	}
+	if err := resolve(ctx, r, m); err != nil {
+		return errorf(CodeUnavailable, "%w", err)
+	}
+	if i == nil {
+		return nil
 	}
 	return i.status(ctx)
 }

@@ -48,13 +48,7 @@ func newBridge(r *request) (maker, error) {
 	}
 	b.IsGateway = b.IsGateway || b.IsDefaultGateway
 	b.hasIPAM = ipamType(r) != ""
-	b.mac = r.args.MAC
-	if m := r.conf.Args.CNI.MAC; m != "" {
-		b.mac = m
-	}
-	if m := r.conf.RuntimeConfig.MAC; m != "" {
-		b.mac = m
-	}
+	b.mac = r.askedMAC("")
 	return b, b.validate()
 }
 

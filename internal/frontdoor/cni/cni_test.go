@@ -29,6 +29,8 @@ type node struct {
 func newNode(t testing.TB) *node {
 	n := &node{TB: t, kernel: fake.New(), data: t.TempDir()}
 	n.kernel.AddNamespace(netns)
+	n.kernel.AddForeign(&kernel.Link{Name: "up0", Type: kernel.Bridge, MTU: 1500, MAC: "02:00:00:00:00:aa"}) // what interfaces are made on
+	n.kernel.AddForeign(&kernel.LinkUp{Link: "up0"})
 	return n
 }
 
@@ -54,10 +56,11 @@ func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
 			}
 			return netnsGone, fmt.Errorf("there is no such file")
 		},
-		Lock:      func(bool) (func(), error) { return func() {}, nil },
-		Random:    func(b []byte) { next++; b[len(b)-1] = next },
-		IPv6:      func() bool { return true },
-		Firewalld: func(context.Context) (Firewalld, error) { return n.firewalld, nil },
+		Namespaces: func() []string { return []string{netns, "/run/netns/other", "/run/netns/gone"} },
+		Lock:       func(bool) (func(), error) { return func() {}, nil },
+		Random:     func(b []byte) { next++; b[len(b)-1] = next },
+		IPv6:       func() bool { return true },
+		Firewalld:  func(context.Context) (Firewalld, error) { return n.firewalld, nil },
 	}
 	code := Main(n.Context(), h)
 	return out.String(), code
@@ -172,6 +175,10 @@ func TestAddAndDel(t *testing.T) {
 		"portmap":   {portmap1, []string{"port4", "port6", "host4", "tcp . 8080", "udp . 192.0.2.1 . 53"}},
 		"firewall":  {firewall1, []string{"pass4", "pass6", "isolated { br1 . br1 }"}},
 		"bandwidth": {bandwidth2, []string{"type ifb", "redirect", "tbf rate 2000000bit"}},
+		"macvlan":   {macvlan1, []string{"link eth0 type macvlan", "mode private", "bcqueuelen 7", "link up0 of the machine", "10.1.0.2/24", "fd00:1::2/64", "arp_notify", "ndisc_notify", "route default via 10.1.0.1"}},
+		"ipvlan":    {ipvlan1, []string{"link eth0 type ipvlan", "mode l3", "link up0 of the machine", "10.1.0.2/24", "fd00:1::2/64"}},
+		"vlan":      {vlan1, []string{"link eth0 type vlan", "id 7", "link up0 of the machine", "10.1.0.2/24", "fd00:1::2/64"}},
+		"dummy":     {dummy1, []string{"link eth0 type dummy", "10.1.0.2/24", "fd00:1::2/64"}},
 		"loopback":  {`{"cniVersion": "1.1.0", "name": "lo", "type": "loopback"}`, []string{"lo"}},
 	} {
 		t.Run(plugin, func(t *testing.T) {
@@ -259,6 +266,29 @@ func TestErrors(t *testing.T) {
 		{"bridge", "ADD", with(bridge1, "vlan", 5000), "", CodeConfig, []string{"vlan", "5000", "4094"}},
 		{"bridge", "ADD", with(bridge1, "bridge", "lo"), "", CodeConfig, []string{"bridge", "lo"}},
 		{"bridge", "ADD", `{"name": "net"}`, "", CodeConfig, []string{"0.1.0", "0.3.0"}},
+		{"macvlan", "ADD", with(macvlan1, "master", "up9"), "", CodeConfig, []string{"master", "up9", "machine"}},
+		{"macvlan", "ADD", with(macvlan1, "linkInContainer", true), "", CodeConfig, []string{"master", "up0", "container"}},
+		{"macvlan", "ADD", with(macvlan1, "master", "a/b"), "", CodeConfig, []string{"master", "a/b"}},
+		{"macvlan", "ADD", with(macvlan1, "master", nil), "", CodeConfig, []string{"master", "default route"}},
+		{"macvlan", "ADD", with(macvlan1, "mtu", 1600), "", CodeConfig, []string{"mtu", "1600", "at most 1500", "up0"}},
+		{"macvlan", "ADD", with(macvlan1, "mode", "tap"), "", CodeConfig, []string{"mode", "tap", "passthru"}},
+		{"macvlan", "ADD", with(with(macvlan1, "mode", "passthru"), "mac", "02:00:00:00:00:05"), "", CodeConfig, []string{"mac", "passthru"}},
+		{"macvlan", "ADD", with(macvlan1, "mac", "02:00"), "", CodeConfig, []string{"mac", "02:00"}},
+		{"macvlan", "ADD", with(macvlan1, "bcqueuelen", -1), "", CodeDecode, []string{"bcqueuelen"}},
+		{"macvlan", "ADD", macvlan1, "CNI_ARGS=MAC=01:00:00:00:00:00", CodeConfig, []string{"mac", "group"}},
+		{"macvlan", "ADD", macvlan1, "CNI_ARGS=COLOUR=red", CodeEnvironment, []string{"CNI_ARGS", "COLOUR"}},
+		{"macvlan", "ADD", macvlan1, "CNI_IFNAME=lo", CodeInternal, []string{"CNI_IFNAME", "lo", "already"}},
+		{"macvlan", "CHECK", macvlan1, "", CodeConfig, []string{"prevResult"}},
+		{"macvlan", "STATUS", with(macvlan1, "master", "up9"), "", CodeUnavailable, []string{"master", "up9"}},
+		{"ipvlan", "ADD", with(ipvlan1, "mode", "bridge"), "", CodeConfig, []string{"mode", "bridge", "l3s"}},
+		{"ipvlan", "ADD", with(ipvlan1, "ipam", nil), "", CodeConfig, []string{"ipam.type"}},
+		{"ipvlan", "ADD", with(with(ipvlan1, "master", nil), "prevResult", map[string]any{"cniVersion": "1.1.0"}), "", CodeConfig, []string{"master", "prevResult"}},
+		{"vlan", "ADD", with(vlan1, "vlanId", 4095), "", CodeConfig, []string{"vlanId", "4095", "0 to 4094"}},
+		{"vlan", "ADD", with(vlan1, "master", nil), "", CodeConfig, []string{"master"}},
+		{"vlan", "ADD", with(vlan1, "mtu", 1501), "", CodeConfig, []string{"mtu", "1501"}},
+		{"vlan", "ADD", with(vlan1, "ipam", nil), "", CodeConfig, []string{"ipam.type"}},
+		{"vlan", "STATUS", with(vlan1, "master", "lo"), "", CodeUnavailable, []string{"master", "lo", "down"}},
+		{"dummy", "ADD", with(dummy1, "ipam", nil), "", CodeConfig, []string{"ipam.type"}},
 		{"loopback", "ADD", `{"cniVersion": "0.2.0", "name": "lo", "prevResult": {"cniVersion": "1.0.0"}}`, "", CodeConfig, []string{"0.2.0", "0.3.0"}},
 		{"ptp", "ADD", `{"cniVersion": "1.1.0", "name": "net"}`, "", CodeConfig, []string{"ipam.type"}},
 		{"ptp", "ADD", with(ptp1, "ipMasqBackend", "pf"), "", CodeConfig, []string{"ipMasqBackend", "pf", "nftables"}},
@@ -311,7 +341,7 @@ func TestErrors(t *testing.T) {
 
 // A failure at any change takes back what is the attachment's and nothing of another's.
 func TestFailedAddSparesOthers(t *testing.T) {
-	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "firewall": firewall1} {
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "firewall": firewall1, "macvlan": macvlan1, "ipvlan": ipvlan1, "vlan": vlan1, "dummy": dummy1} {
 		for at := 1; ; at++ {
 			n := newNode(t)
 			n.kernel.AddNamespace("/run/netns/other")
@@ -319,7 +349,7 @@ func TestFailedAddSparesOthers(t *testing.T) {
 				t.Fatal(out)
 			}
 			// Another subnet, so that chains and addresses are to be made.
-			second := strings.NewReplacer("10.1.", "10.2.", "fd00:1:", "fd00:2:", "br1", "br2", `"net"`, `"two"`).Replace(conf)
+			second := strings.NewReplacer("10.1.", "10.2.", "fd00:1:", "fd00:2:", "br1", "br2", `"net"`, `"two"`, `"vlanId": 7`, `"vlanId": 8`).Replace(conf)
 			before := n.kernel.Dump()
 			done := 0 // from change at on everything fails but removals: a failure that passes is tried again
 			n.kernel.FailIf(func(c kernel.Change) error {

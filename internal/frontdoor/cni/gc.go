@@ -9,14 +9,14 @@ import (
 )
 
 // collect removes everything of a network that is marked as an attachment's that is not among valid, whichever plugin
-// made it, and chains that nobody jumps to any more.
-func collect(ctx context.Context, r *request, valid []attachment) error {
+// made it, and chains that nobody jumps to any more. Links are looked for on the machine and in the namespaces given.
+func collect(ctx context.Context, r *request, valid []attachment, namespaces ...string) error {
 	unlock, err := r.host.Lock(true) // no ADD may be about to jump to a chain that is being removed
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table(), guardTable()}, Mark: markPrefix})
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table(), guardTable()}, Mark: markPrefix, MarkNS: namespaces})
 	if err != nil {
 		return err
 	}

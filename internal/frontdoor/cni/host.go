@@ -26,6 +26,8 @@ type Host struct {
 	Kernel func() kernel.Kernel
 	// Netns says what a path names: see netnsKind. The error says why it is netnsGone.
 	Netns func(path string) (netnsKind, error)
+	// Namespaces gives the paths of the network namespaces that the machine's runtimes keep.
+	Namespaces func() []string
 	// Lock keeps other plugins of ours on this machine from changing what attachments share: bridges, their addresses,
 	// the nftables table's chains. Those that change it take it exclusively, those that rely on it shared.
 	Lock func(exclusive bool) (unlock func(), err error)
@@ -54,7 +56,8 @@ const nsfsMagic = 0x6e736673
 // SystemHost is the machine that the process runs on; newKernel makes the kernel's backend.
 func SystemHost(newKernel func() kernel.Kernel) *Host {
 	return &Host{Args: os.Args, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Kernel: newKernel, Netns: systemNetns, Lock: systemLock, Random: systemRandom, Firewalld: systemFirewalld, IPv6: systemIPv6}
+		Kernel: newKernel, Netns: systemNetns, Namespaces: systemNamespaces, Lock: systemLock, Random: systemRandom,
+		Firewalld: systemFirewalld, IPv6: systemIPv6}
 }
 
 func systemNetns(path string) (netnsKind, error) {
@@ -80,6 +83,22 @@ func systemNetns(path string) (netnsKind, error) {
 		return netnsOwn, nil
 	}
 	return netnsOther, nil
+}
+
+// systemNamespaces gives what is where ip-netns(8), CNI's runtimes and Docker keep namespaces. Those that are known by a
+// process alone (/proc/PID/ns/net) are not among them.
+func systemNamespaces() []string {
+	var out []string
+	for _, dir := range []string{"/run/netns", "/run/docker/netns"} {
+		entries, _ := os.ReadDir(dir) // none is as good as empty
+		for _, e := range entries {
+			path := dir + "/" + e.Name()
+			if kind, _ := systemNetns(path); kind == netnsOther {
+				out = append(out, path)
+			}
+		}
+	}
+	return out
 }
 
 // systemLock locks the network namespace that the process runs in: its inode is one that all processes that work on it

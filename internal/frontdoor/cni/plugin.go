@@ -4,8 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"github.com/seine-net/seine/internal/kernel"
 )
 
 // plugin is what a plugin does for each verb. The request's configuration is valid as far as all plugins share it; each
@@ -22,19 +26,21 @@ type plugin interface {
 // and a line here.
 var plugins = map[string]plugin{
 	"bandwidth":  bandwidth{},
-	"bridge":     attacher{newBridge},
+	"bridge":     attacher{load: newBridge},
+	"dummy":      attacher{load: newDummy, inner: kernel.Dummy},
 	"firewall":   firewall{},
 	"host-local": ipamPlugin{newHostLocalPlugin},
+	"ipvlan":     attacher{load: newIpvlan, inner: kernel.Ipvlan},
 	"loopback":   loopback{},
+	"macvlan":    attacher{load: newMacvlan, inner: kernel.Macvlan},
 	"portmap":    portmap{},
-	"ptp":        attacher{newPTP},
+	"ptp":        attacher{load: newPTP},
 	"static":     ipamPlugin{newStatic},
+	"vlan":       attacher{load: newVLAN, inner: kernel.VLAN},
 }
 
 // Names gives the plugins that the program can be called as.
-func Names() []string {
-	return []string{"bandwidth", "bridge", "firewall", "host-local", "loopback", "portmap", "ptp", "static"}
-}
+func Names() []string { return slices.Sorted(maps.Keys(plugins)) }
 
 // Main runs the plugin that h's command line names for the verb that its environment names, and gives the exit status.
 func Main(ctx context.Context, h *Host) int {

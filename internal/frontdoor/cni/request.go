@@ -207,6 +207,17 @@ func (r *request) valid() ([]attachment, error) {
 	return out, nil
 }
 
+// askedMAC gives the hardware address that the container's interface is to have, "" for any: what the runtime asks for
+// comes before what the configuration says.
+func (r *request) askedMAC(conf string) string {
+	for _, mac := range []string{r.conf.RuntimeConfig.MAC, r.conf.Args.CNI.MAC, r.args.MAC} {
+		if mac != "" {
+			return mac
+		}
+	}
+	return conf
+}
+
 // errNoPrev says that CHECK was called without what ADD gave.
 var errNoPrev = errors.New("prevResult is missing; want the result of the ADD")
 

@@ -287,6 +287,16 @@ func (k *Kernel) marked(scope kernel.Scope, ends map[*link]bool) []kernel.Object
 			all = append(all, k.listed(l, nil))
 		}
 	}
+	for _, ns := range scope.MarkNS {
+		if k.spaces[ns] == nil {
+			continue
+		}
+		for _, l := range k.spaces[ns].links {
+			if strings.HasPrefix(l.alias, scope.Mark) {
+				all = append(all, k.listed(l, nil))
+			}
+		}
+	}
 	for _, o := range scope.Objects {
 		w, ok := o.(*kernel.Table)
 		if !ok || s.tableOf(w.Family, w.Name) == nil || w.NS != "" {

@@ -242,12 +242,42 @@ func testDefaultLink(s *suite) {
 	}
 }
 
+// testMarkInNamespaces: Scope.Mark finds links in other namespaces, and nothing that was not asked for.
+func testMarkInNamespaces(s *suite) {
+	here, there, other := s.h.AddNamespace(s), s.h.AddNamespace(s), s.h.AddNamespace(s)
+	b := bridge("sn-a")
+	var links []*kernel.Link
+	for i, ns := range []string{here, there, other} {
+		l := on(kernel.Macvlan, ns, "eth0", b)
+		l.Alias, l.MAC = "mark:"+ns, []string{"02:00:00:00:0e:01", "02:00:00:00:0e:02", "02:00:00:00:0e:03"}[i]
+		links = append(links, l)
+	}
+	unmarked := on(kernel.Macvlan, here, "eth1", b)
+	unmarked.Alias, unmarked.MAC = "", "02:00:00:00:0e:04"
+	s.make(b, links[0], links[1], links[2], unmarked)
+	got := s.list(kernel.Scope{Mark: "mark:", MarkNS: []string{here, there, "/run/netns/seine-kerneltest-nope"}})
+	for _, l := range links[:2] {
+		if a, ok := got[l.Key()].(*kernel.Link); !ok || a.Alias != l.Alias || a.Type != l.Type {
+			s.Errorf("%s: is listed as %v", l, got[l.Key()])
+		} else {
+			s.ok(s.delete(a), "delete what was listed")
+		}
+		s.absent(l)
+		delete(got, l.Key())
+	}
+	for _, o := range got {
+		s.Errorf("%s: is listed", o)
+	}
+	s.holds(links[2], unmarked)
+}
+
 func parentCases() []testCase {
 	all := []testCase{
 		{"macvlan under a taken name", onNameTaken},
 		{"vlan up", testVLANUp},
 		{"modes of links on a parent", testParentModes},
 		{"default link", testDefaultLink},
+		{"marked links of other namespaces", testMarkInNamespaces},
 	}
 	for _, typ := range []kernel.LinkType{kernel.Macvlan, kernel.Ipvlan, kernel.VLAN} {
 		all = append(all, testCase{string(typ) + " on another namespace's link", onElsewhere(typ)},

@@ -311,6 +311,24 @@ func (s *session) listMachine(hints []kernel.Object, f *found) error {
 	return s.allLinks(sp, links, hints, f, func(*linkInfo) bool { return true })
 }
 
+// markedIn lists the links of another namespace that marked wants.
+func (s *session) markedIn(ns string, marked func(*linkInfo) bool, f *found) error {
+	sp, err := s.space(ns)
+	if err != nil {
+		return err
+	}
+	links, err := sp.links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if marked(l) {
+			f.add(&kernel.Link{NS: ns, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias})
+		}
+	}
+	return nil
+}
+
 // listMarked lists what kernel.Scope.Mark is about.
 func (s *session) listMarked(scope kernel.Scope, f *found) error {
 	sp, err := s.space("")
@@ -324,6 +342,11 @@ func (s *session) listMarked(scope kernel.Scope, f *found) error {
 	marked := func(l *linkInfo) bool { return strings.HasPrefix(l.alias, scope.Mark) }
 	if err := s.allLinks(sp, links, scope.Objects, f, marked); err != nil {
 		return err
+	}
+	for _, ns := range scope.MarkNS {
+		if err := s.markedIn(ns, marked, f); err != nil && !gone(err) {
+			return err
+		}
 	}
 	for _, o := range scope.Objects {
 		w, ok := o.(*kernel.Table)
