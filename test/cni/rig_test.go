@@ -63,13 +63,20 @@ func TestMain(m *testing.M) {
 type inside struct {
 	version.PluginDecoder
 	machine *testkit.NS
+	// bus is the address of the machine's system bus, "" for none: never the bus of the machine that the test runs on.
+	bus string
 }
 
 // ExecPlugin implements invoke.Exec.
 func (i *inside) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, path)
 	var out, stderr bytes.Buffer
-	cmd.Env, cmd.Stdin, cmd.Stdout, cmd.Stderr = env, bytes.NewReader(stdin), &out, &stderr
+	bus := i.bus
+	if bus == "" {
+		bus = "unix:path=/nonexistent"
+	}
+	cmd.Env = append(env, "DBUS_SYSTEM_BUS_ADDRESS="+bus)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &stderr
 	err := i.machine.Start(cmd)
 	if err == nil {
 		err = cmd.Wait()
@@ -97,6 +104,7 @@ type rig struct {
 	*testing.T
 	machine, outside *testkit.Host
 	runtime          *libcni.CNIConfig
+	exec             *inside
 	bin, data, cache string
 	mu               sync.Mutex
 	containers       map[string]*testkit.NS
@@ -110,9 +118,15 @@ func newRig(t *testing.T) *rig {
 	}
 	s := testkit.NewSandbox(t)
 	r := &rig{T: t, machine: s.Machine, outside: s.Outside, bin: dir, data: t.TempDir(), cache: t.TempDir(), containers: map[string]*testkit.NS{}}
-	r.runtime = libcni.NewCNIConfigWithCacheDir([]string{dir}, r.cache, &inside{machine: s.Machine.NS})
+	r.exec = &inside{machine: s.Machine.NS}
+	r.runtime = r.runtimeOf(dir)
 	r.bridgeFilter("0")
 	return r
+}
+
+// runtimeOf gives a runtime that finds its plugins in these directories.
+func (r *rig) runtimeOf(dirs ...string) *libcni.CNIConfig {
+	return libcni.NewCNIConfigWithCacheDir(dirs, r.cache, r.exec)
 }
 
 // bridgeFilter turns on ("1") or off whether packets between ports of a bridge pass the machine's IP hooks.

@@ -130,7 +130,7 @@ func (w *wall) plan(others []kernel.ForeignChain) *wallPlan {
 }
 
 // accept lets marked packets pass a chain of others: the reference's rules stand first in iptables' FORWARD, and chains
-// elsewhere are opened where they would drop what they don't know. nil where nothing is to be done.
+// elsewhere are opened where they drop what they don't know. nil where nothing is to be done.
 func (w *wall) accept(c kernel.ForeignChain, addrs []netip.Addr) *kernel.Accept {
 	has := func(v4 bool) bool {
 		return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() == v4 })
@@ -142,7 +142,12 @@ func (w *wall) accept(c kernel.ForeignChain, addrs []netip.Addr) *kernel.Accept 
 	case isFilter(c):
 		out.First, out.Via = true, w.conf.AdminChain
 		return out
-	case c.Why == "", c.Table == "firewalld" && w.zone != "": // the zone decides there
+	case c.Table == "firewalld":
+		// Its zones, which it jumps to before its last rule, reject by themselves. With firewalld's backend they decide.
+		if out.First = true; w.zone != "" {
+			return nil
+		}
+	case c.Why == "":
 		return nil
 	}
 	return out

@@ -89,7 +89,7 @@ func TestFirewallOpensOthersChains(t *testing.T) {
 	accept := passRule + " accept"
 	is("ip", "filter", "FORWARD", "jump MY-ADMIN", accept, "tcp dport 22 drop")
 	is("ip6", "filter", "FORWARD", accept)
-	is("inet", "firewalld", "filter_FORWARD", "ct state established accept", accept, "reject")
+	is("inet", "firewalld", "filter_FORWARD", accept, "ct state established accept", "reject")
 	is("inet", "mine", "f", "tcp dport 22 drop") // it drops what it means to drop
 	n.ok("firewall", "CHECK", conf)
 	n.ok("firewall", "GC", gcConf(conf))
