@@ -52,6 +52,7 @@ func network() []kernel.Object {
 		&kernel.Table{Name: "seine", Sets: []*kernel.Set{set}},
 		&kernel.TableChain{Table: "seine", Chain: kernel.Chain{Name: "extra"}},
 		&kernel.Accept{Family: "ip", Table: "filter", Chain: "FORWARD", Rule: `iifname "sn-*"`},
+		&kernel.Relic{Family: "ip", Table: "nat", Chain: "CNI-1", In: []string{"POSTROUTING"}},
 		&kernel.Hold{Protocol: "tcp", Addr: addr("0.0.0.0"), Port: 80},
 		&kernel.Link{Name: "sn-z", Type: kernel.Bridge},
 		&kernel.Link{Name: "sn-a", Type: kernel.Veth, Master: "sn-z", Peer: &kernel.Peer{NS: "/a", Name: "eth0"}},

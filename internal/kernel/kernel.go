@@ -20,6 +20,7 @@ const (
 	KindTable    Kind = iota + 1 // an nftables table with its sets, maps and chains
 	KindChain                    // one further chain in such a table
 	KindAccept                   // an accept rule in a chain that is somebody else's
+	KindRelic                    // what another program left behind for what is ours to remove
 	KindHold                     // a port of the machine kept from other programs
 	KindLink                     // a network interface, not yet up
 	KindVLANs                    // the VLANs of a bridge's port
@@ -36,7 +37,7 @@ const (
 	KindElement                  // an element of an nftables set or map
 )
 
-var kindNames = [...]string{"", "table", "chain", "accept", "hold", "link", "vlans", "attrs", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
+var kindNames = [...]string{"", "table", "chain", "accept", "relic", "hold", "link", "vlans", "attrs", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
 	"route", "neigh", "fdb", "element"}
 
 // String gives the word that plans, logs and metrics use for the kind.

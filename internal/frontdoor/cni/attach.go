@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/reconcile"
@@ -408,8 +409,11 @@ func (p attacher) delKernel(ctx context.Context, r *request, m maker, i ipam) er
 	id := r.ident()
 	// The ifb of the plugin bandwidth goes along: see there.
 	scope := kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth(), Type: kernel.Veth}, &kernel.Link{Name: id.ifb(), Type: kernel.IFB}}}
-	if m == nil || m.masquerades() {
-		if err := findMasquerade(ctx, r, &scope); err != nil {
+	masquerades := m == nil || m.masquerades()
+	var addrs []netip.Addr
+	if masquerades {
+		var err error
+		if addrs, err = findMasquerade(ctx, r, &scope); err != nil {
 			return err
 		}
 	}
@@ -444,17 +448,21 @@ func (p attacher) delKernel(ctx context.Context, r *request, m maker, i ipam) er
 	if !found && r.netns != "" && madeByOthers(r, i) {
 		changes = append(changes, kernel.Change{Op: kernel.Delete, Old: &kernel.Link{NS: r.netns, Name: r.ifname, Type: kernel.Veth}})
 	}
-	return errors.Join(applyAll(ctx, r.kernel, changes)...)
+	errs := applyAll(ctx, r.kernel, changes)
+	if !found && masquerades {
+		errs = append(errs, dropRelics(ctx, r.kernel, id.referenceMasq(addrs)))
+	}
+	return errors.Join(errs...)
 }
 
-// findMasquerade adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,
+// findMasquerade gives the attachment's addresses, and adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,
 // or else the container's interface; where neither does, they are found by their mark.
-func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) error {
+func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) ([]netip.Addr, error) {
 	addrs := r.prev.addrs()
 	if len(addrs) == 0 && r.netns != "" {
 		objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Addr{NS: r.netns, Link: r.ifname}}})
 		if err != nil {
-			return err
+			return nil, err
 		}
 		for _, o := range objs {
 			if a, ok := o.(*kernel.Addr); ok && !a.Prefix.Addr().IsLinkLocalUnicast() {
@@ -465,12 +473,12 @@ func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) error 
 	if len(addrs) == 0 {
 		scope.Objects = append(scope.Objects, table())
 		scope.Mark = r.ident().key()
-		return nil
+		return nil, nil
 	}
 	for _, a := range addrs {
 		scope.Objects = append(scope.Objects, masqElement(a, "", ""))
 	}
-	return nil
+	return addrs, nil
 }
 
 // madeByOthers reports whether the interface in the container may have been made by another implementation of the

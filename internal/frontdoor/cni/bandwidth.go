@@ -2,7 +2,6 @@ package cni
 
 import (
 	"context"
-	"crypto/sha512"
 	"errors"
 	"fmt"
 	"math"
@@ -109,7 +108,7 @@ func (i ident) ifb() string { return ifbPrefix + short(12, i.network, i.containe
 
 // referenceIfb is the name that the reference plugin gives it, whatever the interface in the container.
 func (i ident) referenceIfb() string {
-	return fmt.Sprintf("%s%x", ifbPrefix, sha512.Sum512([]byte(i.network+i.containerID)))[:15]
+	return ifbPrefix + referenceHash(15-len(ifbPrefix), i.network+i.containerID)
 }
 
 // hostLink finds the machine's end of the container's interface among the links that prevResult names, and lists also

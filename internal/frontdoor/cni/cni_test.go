@@ -146,7 +146,58 @@ func TestBandwidthPlan(t *testing.T) {
 	}
 }
 
-// The names that the reference plugin gives its links, read off a machine where it ran.
+// The names that the reference plugins give chains and links, read off machines where they ran.
+func TestReferenceNames(t *testing.T) {
+	if got := (ident{"net", "one", "eth0"}).referenceChain("CNI-DN-"); got != "CNI-DN-872ac0255154bbcb7094c" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// What the reference plugins left goes with the DEL of its attachment, and only that; CHECK takes it for what it is.
+func TestReferenceRules(t *testing.T) {
+	n := newNode(t)
+	before := n.kernel.Dump()
+	id, other := ident{"net", "c", "eth0"}, ident{"net", "d", "eth0"}
+	top := map[string][]string{}
+	for _, i := range []ident{id, other} {
+		n.kernel.AddForeignTarget("ip", "nat", i.referenceChain("CNI-DN-"), "tcp dport 8080 dnat to 10.1.0.2:80")
+		n.kernel.AddForeignTarget("ip", "nat", i.referenceChain("CNI-"), "ip daddr 10.1.0.0/24 accept")
+		top["CNI-HOSTPORT-DNAT"] = append(top["CNI-HOSTPORT-DNAT"], "jump "+i.referenceChain("CNI-DN-"))
+		top["POSTROUTING"] = append(top["POSTROUTING"], "ip saddr 10.1.0.2 jump "+i.referenceChain("CNI-"))
+		top["hostports"] = append(top["hostports"], "tcp dport 80 dnat to 10.1.0.2:80 comment "+i.containerID, "tcp dport 80 dnat to 10.7.0.2:80 comment "+i.containerID)
+	}
+	n.kernel.AddForeignTarget("ip", "nat", "CNI-HOSTPORT-DNAT", top["CNI-HOSTPORT-DNAT"]...)
+	n.kernel.AddForeignTarget("ip", "nat", "POSTROUTING", top["POSTROUTING"]...)
+	n.kernel.AddForeignTarget("ip", "cni_hostport", "hostports", top["hostports"]...)
+	if out, code := n.call("portmap", "CHECK", portmap1); code != 0 {
+		t.Errorf("CHECK: %s", out)
+	}
+	prev := `"prevResult": {"cniVersion": "1.1.0", "interfaces": [{"name": "eth0", "sandbox": "/run/netns/c"}], "ips": [{"address": "10.1.0.2/24", "interface": 0}]}, `
+	for plugin, conf := range map[string]string{"portmap": portmap1, "ptp": `{` + prev + ptp1[1:]} {
+		for _, what := range []string{"DEL", "DEL again"} {
+			if out, code := n.call(plugin, "DEL", conf); code != 0 {
+				t.Errorf("%s of %s: %s", what, plugin, out)
+			}
+		}
+	}
+	want := []string{
+		"chain ip cni_hostport hostports { tcp dport 80 dnat to 10.7.0.2:80 comment c; tcp dport 80 dnat to 10.1.0.2:80 comment d; tcp dport 80 dnat to 10.7.0.2:80 comment d }",
+		"chain ip nat " + other.referenceChain("CNI-") + " { ip daddr 10.1.0.0/24 accept }",
+		"chain ip nat " + other.referenceChain("CNI-DN-") + " { tcp dport 8080 dnat to 10.1.0.2:80 }",
+		"chain ip nat CNI-HOSTPORT-DNAT { jump " + other.referenceChain("CNI-DN-") + " }",
+		"chain ip nat POSTROUTING { ip saddr 10.1.0.2 jump " + other.referenceChain("CNI-") + " }",
+	}
+	var got []string
+	for _, line := range strings.Split(n.kernel.Dump(), "\n") {
+		if !strings.Contains(before, line) {
+			got = append(got, strings.TrimPrefix(line, "other's "))
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("left is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}
+
 func TestReferenceIfb(t *testing.T) {
 	if got := (ident{"bw", "id-c1", "eth0"}).referenceIfb(); got != "bwp6c26ef9234cb" {
 		t.Errorf("got %s", got)

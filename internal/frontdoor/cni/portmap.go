@@ -410,6 +410,9 @@ func (portmap) del(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
+	if len(found) == 0 {
+		return dropRelics(ctx, r.kernel, id.referencePorts(addrs))
+	}
 	return errors.Join(applyAll(ctx, r.kernel, found)...)
 }
 
@@ -454,7 +457,16 @@ func (portmap) check(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	return differs(ctx, r.kernel, append(append(plan.chains, plan.shared...), plan.own...))
+	err = differs(ctx, r.kernel, append(append(plan.chains, plan.shared...), plan.own...))
+	if err == nil {
+		return nil
+	}
+	// What the reference plugin made is no element of ours.
+	theirs, lerr := r.kernel.List(ctx, kernel.Scope{Objects: r.ident().referencePorts(r.prev.addrs())})
+	if lerr == nil && len(theirs) > 0 {
+		return nil
+	}
+	return errors.Join(err, lerr)
 }
 
 func (portmap) gc(ctx context.Context, r *request) error {

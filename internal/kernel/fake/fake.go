@@ -194,7 +194,7 @@ func (k *Kernel) Apply(ctx context.Context, changes []kernel.Change) []error {
 
 func transacted(c kernel.Change) bool {
 	switch c.Key().Kind {
-	case kernel.KindTable, kernel.KindChain, kernel.KindElement, kernel.KindAccept:
+	case kernel.KindTable, kernel.KindChain, kernel.KindElement, kernel.KindAccept, kernel.KindRelic:
 		return true
 	}
 	return false
@@ -360,6 +360,8 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 		k.deleteElement(s, o)
 	case *kernel.Accept:
 		k.deleteAccept(o)
+	case *kernel.Relic:
+		k.deleteRelic(o)
 	default:
 		return fmt.Errorf("%T: %w", o, kernel.ErrUnsupported)
 	}

@@ -196,6 +196,10 @@ func (k *Kernel) lookUpNFT(s *space, o kernel.Object) kernel.Object {
 				return listedContent(e)
 			}
 		}
+	case *kernel.Relic:
+		if rules, chain := k.relic(o); len(rules) > 0 || chain {
+			return o
+		}
 	case *kernel.Accept:
 		return k.accept(o)
 	}

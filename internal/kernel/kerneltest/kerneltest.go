@@ -114,6 +114,7 @@ func cases() []testCase {
 		{"foreign neighbours", testForeignNeigh},
 		{"foreign rules", testForeignRule},
 		{"foreign chain", testForeignChain},
+		{"relics", testRelics},
 		{"first accept", testFirstAccept},
 		{"others' accept", testOthersAccept},
 		{"fdb of one bridge", testFDB},

@@ -1,6 +1,7 @@
 package kerneltest
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -400,4 +401,52 @@ func testStatelessTable(s *suite) {
 	for _, o := range all {
 		s.Errorf("%s is listed as ours: whoever wants nothing would delete it", o)
 	}
+}
+
+// testRelics: of what other programs have only that goes which is meant.
+func testRelics(s *suite) {
+	for _, f := range []struct{ family, word, a, b string }{
+		{"ip", "ip", "10.1.0.2", "10.1.0.3"}, {"ip6", "ip6", "fd00:1::2", "fd00:1::3"}, {"inet", "ip6", "fd00:1::2", "fd00:1::3"},
+	} {
+		rules := func(chain string) string { return strings.Join(s.h.ForeignRules(s, f.family, "nat", chain), "\n") }
+		relic := func(change func(*kernel.Relic)) *kernel.Relic {
+			r := &kernel.Relic{Family: f.family, Table: "nat", In: []string{"TOP", "NONE"}}
+			change(r)
+			return r
+		}
+		chain := relic(func(r *kernel.Relic) { r.Chain = "CNI-1" })
+		s.is(s.create(chain), kernel.ErrUnsupported, "create a relic")
+		s.absent(chain)
+		s.ok(s.delete(chain), "delete from no table")
+		from := func(addr, chain string) string { return f.word + " saddr " + addr + " jump " + chain }
+		s.h.AddForeignTarget(s, f.family, "nat", "CNI-1", f.word+" daddr "+f.a+" accept")
+		s.h.AddForeignTarget(s, f.family, "nat", "CNI-12", "drop")
+		s.h.AddForeignChain(s, f.family, "nat", "TOP", from(f.a, "CNI-1"), from(f.b, "CNI-1"), from(f.a, "CNI-12"),
+			"tcp dport 1 accept comment \"c, more\"", f.word+" daddr "+f.b+" accept comment \"c, more\"", "tcp dport 2 accept comment \"c1\"")
+		s.holds(chain)
+
+		one := relic(func(r *kernel.Relic) { r.Chain, r.Addrs = "CNI-1", []netip.Addr{ip(f.a)} })
+		s.ok(s.delete(one), "delete what leads there from one address")
+		if got := rules("TOP"); strings.Contains(got, f.a+" jump CNI-1\n") || !strings.Contains(got, f.b+" jump CNI-1") {
+			s.Errorf("%s: after the relic of one address there is\n%s", f.family, got)
+		}
+		s.absent(one)
+		s.ok(s.delete(chain), "delete the chain")
+		if got := rules("TOP"); strings.Contains(got, "CNI-1\n") || strings.Count(got, "\n") != 3 || rules("CNI-12") == "" {
+			s.Errorf("%s: after the relic of a chain there is\n%s", f.family, got)
+		}
+		s.absent(chain)
+		s.ok(s.delete(chain), "delete again")
+
+		s.ok(s.delete(relic(func(r *kernel.Relic) { r.Comment = "c" })), "delete what has a comment that nothing has")
+		s.ok(s.delete(relic(func(r *kernel.Relic) { r.Comment, r.Addrs = "c,*", []netip.Addr{ip(f.b)} })), "delete by comment and address")
+		if got := rules("TOP"); strings.Count(got, "comment") != 2 {
+			s.Errorf("%s: after the relic of a comment there is\n%s", f.family, got)
+		}
+		s.ok(s.delete(relic(func(r *kernel.Relic) { r.Comment = "c1" })), "delete by the whole comment")
+		if got := rules("TOP"); strings.Contains(got, "c1") || !strings.Contains(got, "c, more") {
+			s.Errorf("%s: after the relic of another comment there is\n%s", f.family, got)
+		}
+	}
+	s.ours()
 }

@@ -213,7 +213,7 @@ const (
 
 func classOf(c kernel.Change) class {
 	switch c.Key().Kind {
-	case kernel.KindTable, kernel.KindChain, kernel.KindAccept, kernel.KindElement:
+	case kernel.KindTable, kernel.KindChain, kernel.KindAccept, kernel.KindRelic, kernel.KindElement:
 		return classNft
 	case kernel.KindLink:
 		if c.Op == kernel.Delete {

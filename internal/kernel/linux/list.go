@@ -38,6 +38,7 @@ type lister struct {
 
 var listers = []lister{
 	{[]kernel.Kind{kernel.KindTable, kernel.KindChain}, (*session).listTables},
+	{[]kernel.Kind{kernel.KindRelic}, (*session).listRelics},
 	{[]kernel.Kind{kernel.KindAccept}, (*session).listAccepts},
 	{[]kernel.Kind{kernel.KindHold}, (*session).listHolds},
 	{[]kernel.Kind{kernel.KindLink, kernel.KindLinkUp}, (*session).listLinks},

@@ -139,6 +139,8 @@ func (s *session) nftMsgs(sp *space, st *nftStep) ([]*msg, error) {
 		return s.chainMsgs(sp, st, o)
 	case *kernel.Element:
 		return elementMsgs(st, o)
+	case *kernel.Relic:
+		return sp.relicMsgs(st.Op, o)
 	case *kernel.Accept:
 		return s.acceptMsgs(sp, st.Op, o)
 	}
