@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +59,8 @@ func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
 		},
 		Namespaces: func() []string { return []string{netns, "/run/netns/other", "/run/netns/gone"} },
 		Lock:       func(bool) (func(), error) { return func() {}, nil },
+		LockNetns:  func(string) (func(), error) { return func() {}, nil },
+		Allowlist:  filepath.Join(n.data, "allowlist.conf"),
 		Random:     func(b []byte) { next++; b[len(b)-1] = next },
 		IPv6:       func() bool { return true },
 		Firewalld:  func(context.Context) (Firewalld, error) { return n.firewalld, nil },
@@ -368,6 +371,32 @@ func TestErrors(t *testing.T) {
 		{"portmap", "ADD", with(portmap1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
 		{"portmap", "ADD", strings.Replace(portmap1, `"interface": 1`, `"interface": 9`, 1), "", CodeConfig, []string{"ips[0].interface", "9"}},
 		{"portmap", "ADD", strings.Replace(portmap1, "8080", "80800", 1), "", CodeConfig, []string{"portMappings[0].hostPort", "80800", "1 to 65535"}},
+		{"tuning", "ADD", with(tuning1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"tuning", "ADD", tuning1, "", CodeConfig, []string{"CNI_IFNAME", "eth0", "no such interface"}},
+		{"tuning", "ADD", tuning1, "CNI_ARGS=COLOUR=red", CodeEnvironment, []string{"CNI_ARGS", "COLOUR"}},
+		{"tuning", "ADD", with(tuning1, "sysctl", map[string]string{"kernel.shmmax": "1"}), "", CodeConfig, []string{"sysctl.kernel.shmmax", "no sysctl of the network", "net.core.somaxconn"}},
+		{"tuning", "ADD", strings.Replace(tuning1, "net.core.somaxconn", "net.ipv4.conf.IFNAME.log_martians", 1), "", CodeConfig, []string{"log_martians", "twice"}},
+		{"tuning", "ADD", with(tuning1, "sysctl", map[string]int{"net.core.somaxconn": 1}), "", CodeDecode, []string{"sysctl.net.core.somaxconn", "string"}},
+		{"tuning", "ADD", with(tuning1, "sysctl", []string{"net.core.somaxconn"}), "", CodeDecode, []string{"sysctl", "object"}},
+		{"tuning", "ADD", with(tuning1, "mtu", 1200), "", CodeConfig, []string{"mtu", "1200", "fd00:1::2/64", "1280"}},
+		{"tuning", "ADD", with(tuning1, "mac", "01:00:00:00:00:00"), "", CodeConfig, []string{"mac", "group"}},
+		{"tuning", "ADD", with(tuning1, "txQLen", -1), "", CodeConfig, []string{"txQLen", "-1"}},
+		{"tuning", "ADD", with(tuning1, "dataDir", "here"), "", CodeConfig, []string{"dataDir", "here", "absolute"}},
+		{"tuning", "ADD", `{"cniVersion": "1.1.0", "name": "net", "args": {"cni": {"sysctl": {"net.core.somaxconn": "1", "x": "2"}}}}`, "", CodeConfig, []string{"args.cni.sysctl.x"}},
+		{"sbr", "ADD", with(sbr1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"sbr", "ADD", sbr1, "", CodeConfig, []string{"CNI_IFNAME", "eth0", "no such interface"}},
+		{"sbr", "ADD", sbr1, "CNI_IFNAME=eth1", CodeConfig, []string{"prevResult", "eth1"}},
+		{"sbr", "ADD", with(sbr1, "table", 0), "", CodeConfig, []string{"table", "0", "4294967295"}},
+		{"sbr", "ADD", with(with(sbr1, "table", 7), "addSourceHints", true), "", CodeConfig, []string{"table", "addSourceHints"}},
+		{"sbr", "ADD", with(sbr1, "gateways", []string{"10.1.0.1", "10.1.0.9"}), "", CodeConfig, []string{"gateways[1]", "10.1.0.9", "10.1.0.1"}},
+		{"sbr", "ADD", with(sbr1, "gateways", []string{"fe80::1%eth0"}), "", CodeConfig, []string{"gateways[0]", "fe80::1%eth0"}},
+		{"sbr", "GC", sbr1, "", CodeConfig, []string{"cni.dev/valid-attachments"}},
+		{"vrf", "ADD", with(vrf1, "prevResult", nil), "", CodeConfig, []string{"prevResult"}},
+		{"vrf", "ADD", with(vrf1, "vrfname", ""), "", CodeConfig, []string{"vrfname"}},
+		{"vrf", "ADD", with(vrf1, "vrfname", "eth0"), "", CodeConfig, []string{"vrfname", "eth0"}},
+		{"vrf", "ADD", with(vrf1, "vrfname", "lo"), "", CodeConfig, []string{"CNI_IFNAME", "eth0"}},
+		{"vrf", "ADD", with(vrf1, "table", -1), "", CodeConfig, []string{"table", "-1"}},
+		{"vrf", "STATUS", with(vrf1, "vrfname", nil), "", CodeConfig, []string{"vrfname"}},
 	} {
 		n := newNode(t)
 		before := n.kernel.Snapshot()
@@ -516,9 +545,16 @@ func TestAddressesOverTheLink(t *testing.T) {
 	hear()
 }
 
+// fuzzed are the plugins that configurations are made up for.
+var fuzzed = []struct{ plugin, conf string }{
+	{"bridge", bridge1}, {"ptp", ptp1},
+	{"static", `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`},
+	{"portmap", portmap1}, {"bandwidth", bandwidth2}, {"firewall", firewall1}, {"tuning", tuning1}, {"sbr", sbr1}, {"vrf", vrf1},
+}
+
 func FuzzConfig(f *testing.F) {
-	for i, c := range []string{bridge1, ptp1, portmap1, bandwidth2, firewall1, `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`} {
-		f.Add(c, byte(i))
+	for i, c := range fuzzed {
+		f.Add(c.conf, byte(i))
 	}
 	f.Fuzz(func(t *testing.T, conf string, pick byte) { fuzz(t, conf, pick, "") })
 }
@@ -531,7 +567,7 @@ func FuzzPrevResult(f *testing.F) {
 		if json.Unmarshal([]byte(prev), &v) != nil {
 			return
 		}
-		fuzz(t, with([]string{bridge1, ptp1, portmap1, portmap1, bandwidth2, firewall1}[pick%6], "prevResult", v), pick, "")
+		fuzz(t, with(fuzzed[int(pick)%len(fuzzed)].conf, "prevResult", v), pick, "")
 	})
 }
 
@@ -546,8 +582,24 @@ func FuzzArgs(f *testing.F) {
 // nothing. Address stores are kept where the test ends them.
 func fuzz(t *testing.T, conf string, pick byte, args string) {
 	var c struct {
-		IPAM struct {
+		DataDir string
+		IPAM    struct {
 			Type, DataDir string
+		}
+	}
+	if json.Unmarshal([]byte(conf), &c); c.DataDir != "" && c.DataDir != "DATA/tuning" {
+		return
+	}
+	if c.DataDir == "" {
+		// tuning's own would be the machine's; a key of any case goes last.
+		var m map[string]any
+		if json.Unmarshal([]byte(conf), &m) == nil && m != nil {
+			for k := range m {
+				if strings.EqualFold(k, "dataDir") {
+					delete(m, k)
+				}
+			}
+			conf = with(conf, "dataDir", "DATA/tuning")
 		}
 	}
 	if json.Unmarshal([]byte(conf), &c); c.IPAM.DataDir != "DATA" && c.IPAM.Type != "static" {
@@ -556,7 +608,11 @@ func fuzz(t *testing.T, conf string, pick byte, args string) {
 		}
 	}
 	n := newNode(t)
-	plugin := []string{"bridge", "ptp", "static", "portmap", "bandwidth", "firewall"}[pick%6]
+	plugin := fuzzed[int(pick)%len(fuzzed)].plugin
+	switch plugin {
+	case "tuning", "sbr", "vrf":
+		n.inside("eth0", 1)
+	}
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
 		before := n.kernel.Snapshot()
 		out, code := n.call(plugin, verb, conf, "CNI_ARGS="+args)

@@ -31,6 +31,11 @@ type Host struct {
 	// Lock keeps other plugins of ours on this machine from changing what attachments share: bridges, their addresses,
 	// the nftables table's chains. Those that change it take it exclusively, those that rely on it shared.
 	Lock func(exclusive bool) (unlock func(), err error)
+	// LockNetns keeps other plugins, those of the reference included, from changing a container's routing and VRFs. It
+	// gives kernel.ErrNamespaceGone where the path names no file.
+	LockNetns func(path string) (unlock func(), err error)
+	// Allowlist is the path of the file that says which sysctls the plugin tuning may set.
+	Allowlist string
 	// Random fills b with random bytes, for hardware addresses.
 	Random func(b []byte)
 	// Firewalld connects to firewalld; nil where it does not run, with an error where the bus can't be asked.
@@ -56,7 +61,8 @@ const nsfsMagic = 0x6e736673
 // SystemHost is the machine that the process runs on; newKernel makes the kernel's backend.
 func SystemHost(newKernel func() kernel.Kernel) *Host {
 	return &Host{Args: os.Args, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		Kernel: newKernel, Netns: systemNetns, Namespaces: systemNamespaces, Lock: systemLock, Random: systemRandom,
+		Kernel: newKernel, Netns: systemNetns, Namespaces: systemNamespaces, Lock: systemLock, LockNetns: systemLockNetns,
+		Allowlist: allowlist, Random: systemRandom,
 		Firewalld: systemFirewalld, IPv6: systemIPv6}
 }
 
@@ -104,13 +110,33 @@ func systemNamespaces() []string {
 // systemLock locks the network namespace that the process runs in: its inode is one that all processes that work on it
 // share, whatever directories they see, and the lock ends with the process.
 func systemLock(exclusive bool) (func(), error) {
-	fd, err := syscall.Open(ownNetns, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("lock: own network namespace: %w", err)
-	}
 	how := syscall.LOCK_SH
 	if exclusive {
 		how = syscall.LOCK_EX
+	}
+	unlock, err := flock(ownNetns, how)
+	if err != nil {
+		return nil, fmt.Errorf("lock: own network namespace: %w", err)
+	}
+	return unlock, nil
+}
+
+// systemLockNetns locks a container's network namespace as the reference plugin sbr does.
+func systemLockNetns(path string) (func(), error) {
+	unlock, err := flock(path, syscall.LOCK_EX)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = fmt.Errorf("%w: %w", kernel.ErrNamespaceGone, err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("lock: CNI_NETNS %q: %w", path, err)
+	}
+	return unlock, nil
+}
+
+func flock(path string, how int) (func(), error) {
+	fd, err := syscall.Open(path, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
 	}
 	err = syscall.Flock(fd, how)
 	for err == syscall.EINTR {
@@ -118,7 +144,7 @@ func systemLock(exclusive bool) (func(), error) {
 	}
 	if err != nil {
 		_ = syscall.Close(fd)
-		return nil, fmt.Errorf("lock: own network namespace: %w", err)
+		return nil, err
 	}
 	return func() { _ = syscall.Close(fd) }, nil
 }

@@ -35,8 +35,11 @@ var plugins = map[string]plugin{
 	"macvlan":    attacher{load: newMacvlan, inner: kernel.Macvlan},
 	"portmap":    portmap{},
 	"ptp":        attacher{load: newPTP},
+	"sbr":        sbr{},
 	"static":     ipamPlugin{newStatic},
+	"tuning":     tuning{},
 	"vlan":       attacher{load: newVLAN, inner: kernel.VLAN},
+	"vrf":        vrf{},
 }
 
 // Names gives the plugins that the program can be called as.
