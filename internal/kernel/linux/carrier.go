@@ -1,6 +1,7 @@
 package linux
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +27,7 @@ func until(done func() bool) {
 // queue; before that has run, IPv6 has no routes over the link, not even its subnet's, so that a route by a gateway is
 // refused, and a bridge does not forward to it. Since kernel 6.8 asking for the link (RTM_GETLINK) does that work at
 // once; older ones are asked again. The end of a veth that is set up first has no carrier yet: it is remembered, and
-// waited for when the call ends.
+// waited for before routes are made in its namespace, and when the call ends.
 func (s *session) awaitCarrier(sp *space, run []kernel.Change, errs []error) {
 	for i, c := range run {
 		if up, ok := c.New.(*kernel.LinkUp); ok && errs[i] == nil && up.Link != "lo" && !s.carrier(sp, up.Link) {
@@ -35,20 +36,27 @@ func (s *session) awaitCarrier(sp *space, run []kernel.Change, errs []error) {
 	}
 }
 
+// awaitDark waits for the links of a namespace that had no carrier when they were set up and have one now.
+func (s *session) awaitDark(sp *space, ns string) {
+	s.dark = slices.DeleteFunc(s.dark, func(up *kernel.LinkUp) bool { return up.NS == ns && s.carrier(sp, up.Link) })
+}
+
 // awaitUse waits, when a call ends, for what the kernel does later than it says: the links that had no carrier when they
-// were set up and have one now, and the IPv6 addresses, which it takes packets for once their local route is there.
+// were set up, and the IPv6 addresses, which it takes packets for once their local route is there.
 func (s *session) awaitUse() {
-	for _, up := range s.dark {
-		if sp, err := s.space(up.NS); err == nil {
-			s.carrier(sp, up.Link)
+	for len(s.dark) > 0 {
+		ns := s.dark[0].NS
+		if sp, err := s.space(ns); err == nil {
+			s.awaitDark(sp, ns)
 		}
+		s.dark = slices.DeleteFunc(s.dark, func(up *kernel.LinkUp) bool { return up.NS == ns })
 	}
 	for _, a := range s.fresh {
 		if sp, err := s.space(a.NS); err == nil {
 			until(func() bool { return sp.takes(a) })
 		}
 	}
-	s.dark, s.fresh = nil, nil
+	s.fresh = nil
 }
 
 // carrier waits until a link that has a carrier is in use; it reports whether it has one.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -272,6 +273,9 @@ func (s *session) apply(run []kernel.Change, errs []error) {
 		s.applyRoute(sp, run, errs)
 		s.awaitCarrier(sp, run, errs)
 	case classRoute:
+		if slices.ContainsFunc(run, func(c kernel.Change) bool { _, ok := c.New.(*kernel.Route); return ok }) {
+			s.awaitDark(sp, run[0].Key().NS)
+		}
 		s.applyRoute(sp, run, errs)
 	}
 }
