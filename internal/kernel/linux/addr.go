@@ -44,6 +44,19 @@ func addrMsg(typ, flags uint16, index int, a *kernel.Addr) *msg {
 	return m
 }
 
+// changeAddr adds or removes an address.
+func (p *space) changeAddr(op kernel.Op, a *kernel.Addr) error {
+	m, err := p.addrChange(op, a)
+	if err != nil {
+		return err
+	}
+	so, err := p.route()
+	if err != nil {
+		return err
+	}
+	return so.exec1(m)
+}
+
 func addrScope(ip netip.Addr) uint8 {
 	switch {
 	case ip.IsLoopback():

@@ -1,6 +1,8 @@
 package linux
 
 import (
+	"maps"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -24,8 +26,10 @@ func (s *session) listAll(hints []kernel.Object, f *found) error {
 	if err != nil {
 		return err
 	}
-	links, err := sp.links()
-	if err != nil {
+	var links []*linkInfo
+	if sp.known != nil {
+		links = slices.Collect(maps.Values(sp.known))
+	} else if links, err = sp.links(); err != nil {
 		return err
 	}
 	owned := map[int]*linkInfo{}

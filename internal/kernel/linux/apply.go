@@ -33,6 +33,14 @@ func (s *session) applyRoute(sp *space, run []kernel.Change, errs []error) {
 		}
 	}
 	results := so.exec(msgs...)
+	unreachable := func(err error) bool { return isErrno(err, unix.EHOSTUNREACH, unix.ENETUNREACH) }
+	if slices.ContainsFunc(results, unreachable) && s.restore(sp) {
+		for j, err := range results {
+			if unreachable(err) {
+				results[j] = so.exec1(msgs[j])
+			}
+		}
+	}
 	for j, err := range results {
 		i := owner[j]
 		if j+1 < len(owner) && owner[j+1] == i && gone(err) {

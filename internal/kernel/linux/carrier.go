@@ -53,10 +53,32 @@ func (s *session) awaitUse() {
 	}
 	for _, a := range s.fresh {
 		if sp, err := s.space(a.NS); err == nil {
-			until(func() bool { return sp.takes(a) })
+			until(func() bool {
+				if sp.takes(a) {
+					return true
+				}
+				_ = sp.changeAddr(kernel.Create, a) // it may have been dropped, see restore
+				return false
+			})
 		}
 	}
 	s.fresh = nil
+}
+
+// restore makes the IPv6 addresses that were just added in a namespace once more, and reports whether there are any. When
+// a link is set up, the kernel makes the routes of its addresses with what memory it has at hand, and where there is
+// none it drops the address, or its subnet's route, without a word (addrconf_permanent_addr); asked now, it waits for
+// memory. With thousands of namespaces made in a row that happens once in some thousand times.
+func (s *session) restore(sp *space) bool {
+	any := false
+	for _, a := range s.fresh {
+		if a.NS == sp.path {
+			any = true
+			_ = sp.changeAddr(kernel.Delete, a)
+			_ = sp.changeAddr(kernel.Create, a) // what the kernel still refuses, it says of the route
+		}
+	}
+	return any
 }
 
 // carrier waits until a link that has a carrier is in use; it reports whether it has one.

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,9 +104,15 @@ func talk(t *testing.T, proto, at string) error {
 		return err
 	}
 	t.Cleanup(func() { server.Close() })
-	c, err := net.Dial(proto, at)
-	if err != nil {
-		return err
+	var c net.Conn
+	// An IPv6 address is reachable a moment after it was added.
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if c, err = net.Dial(proto, at); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			return err
+		}
 	}
 	t.Cleanup(func() { c.Close() })
 	_, err = c.Write([]byte("x"))

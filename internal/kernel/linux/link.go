@@ -121,6 +121,12 @@ func (l *linkInfo) parseInfo(b []byte) {
 
 // link looks a link up by name. A missing one gives ENODEV.
 func (p *space) link(name string) (*linkInfo, error) {
+	if p.known != nil {
+		if l := p.known[name]; l != nil {
+			return l, nil
+		}
+		return nil, unix.ENODEV
+	}
 	return p.linkBy(func(m *msg) { m.str(unix.IFLA_IFNAME, name) }, 0)
 }
 

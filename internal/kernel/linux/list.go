@@ -14,7 +14,40 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 	}
 	s := k.session()
 	defer s.close()
+	if err := s.knowLinks(scope); err != nil {
+		return nil, err
+	}
 	return s.list(scope)
+}
+
+// fewLinks is how many of the machine's links are asked for one by one. Each question has the kernel look through all
+// namespaces that it knows, for the number of the one that a veth's other end is in.
+const fewLinks = 64
+
+// knowLinks asks for all links of the machine's namespace at once where a listing is about many.
+func (s *session) knowLinks(scope kernel.Scope) error {
+	n := 0
+	for _, o := range scope.Objects {
+		if k := o.Key(); k.Kind == kernel.KindLink && k.NS == "" {
+			n++
+		}
+	}
+	if n <= fewLinks {
+		return nil
+	}
+	sp, err := s.space("")
+	if err != nil {
+		return err
+	}
+	links, err := sp.links()
+	if err != nil {
+		return err
+	}
+	sp.known = make(map[string]*linkInfo, len(links))
+	for _, l := range links {
+		sp.known[l.name], sp.index[l.name] = l, l.index
+	}
+	return nil
 }
 
 // found collects a listing, each key once.

@@ -68,6 +68,8 @@ type space struct {
 	inUse bool
 	// index caches interface numbers by name.
 	index map[string]int
+	// known are all links by name, where a listing asked for all at once.
+	known map[string]*linkInfo
 	// declared has the tables that this session made, for chains that are made in the same transaction.
 	declared map[tableRef]*kernel.Table
 }
