@@ -46,7 +46,7 @@ func newDaemon(t *testing.T) *daemon {
 func (d *daemon) start() {
 	d.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	l, err := httpdoor.Listen(d.socket)
+	l, err := httpdoor.Listen(d.socket, httpdoor.SocketMode)
 	if err != nil {
 		d.t.Fatal(err)
 	}

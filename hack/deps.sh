@@ -14,6 +14,9 @@ packages=(
   firewalld    # the CNI plugin firewall gives addresses to its zones; never started by this script
   dbus-daemon  # firewalld listens there
   iputils-ping # a second opinion on reachability
+  dnsmasq-base # DHCP servers that the leases of tests come from
+  kea-dhcp4-server
+  kea-dhcp6-server
   containernetworking-plugins # what the CNI benches and tests compare with
 )
 command -v dpkg-query >/dev/null || { echo "deps: no Debian packages here; needed: ${packages[*]}" >&2; exit 0; }

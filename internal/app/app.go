@@ -23,6 +23,8 @@ import (
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
 	doors "github.com/seine-net/seine/internal/frontdoor/http"
+	"github.com/seine-net/seine/internal/ipam/dhcp"
+	"github.com/seine-net/seine/internal/ipam/dhcprpc"
 	"github.com/seine-net/seine/internal/ipam/pool"
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/kernel/linux"
@@ -46,8 +48,11 @@ type Options struct {
 	State, Socket, Node, LogLevel string
 	DNSPort                       int
 	Pools                         pool.Subnets
-	Quiet                         bool
-	Version                       string
+	// DHCPSocket is where CNI's dhcp plugin asks; "" for not at all.
+	DHCPSocket string
+	DHCP       dhcp.Options
+	Quiet      bool
+	Version    string
 }
 
 // Flags declares the settings as flags.
@@ -58,6 +63,13 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Node, "node", host, "`name` of this machine")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.IntVar(&o.DNSPort, "dns-port", DefaultDNSPort, "`port` that the name server listens on; containers ask at port 53 of their gateway; 0 takes any")
+	o.DHCP = dhcp.DefaultOptions()
+	fs.StringVar(&o.DHCPSocket, "dhcp-socket", dhcprpc.DefaultSocket, "unix `socket` that the CNI plugin dhcp asks at, unless somebody else listens there; \"\" for none")
+	fs.DurationVar(&o.DHCP.Timeout, "dhcp-timeout", o.DHCP.Timeout, "how `long` one exchange with a DHCP server is tried")
+	fs.DurationVar(&o.DHCP.ResendMax, "dhcp-resend-max", o.DHCP.ResendMax, "the largest `pause` between two exchanges for a lease")
+	fs.DurationVar(&o.DHCP.ResendTimeout, "dhcp-resend-timeout", o.DHCP.ResendTimeout, "after what `time` without a lease an ADD fails")
+	fs.BoolVar(&o.DHCP.Broadcast, "dhcp-broadcast", false, "have DHCP servers answer to everybody, for interfaces that share a hardware address")
+	fs.StringVar(&o.DHCP.HostPrefix, "dhcp-host-prefix", "", "`path` under which the daemon sees the machine's files, and so containers' namespaces")
 	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
 	fs.Func("pool", "`prefix:bits` that networks without subnets are cut from; may be repeated (default "+poolsText(defaultPools(""))+")", func(s string) error {
 		src, err := parsePool(s)
@@ -152,6 +164,7 @@ type daemon struct {
 	machine *machine
 	names   *dns.Server
 	relays  *loopback.Proxy
+	leases  *dhcp.Service
 	want    *desired.Set
 }
 
@@ -173,6 +186,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	if err != nil {
 		return nil, err
 	}
+	d.leases = dhcp.New(k, leases{store}, log.With("part", "dhcp"), o.DHCP)
 	d.loop = reconcile.New(k, d.want, log)
 	d.engine = engine.New(engine.Config{
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(), Machine: m,
@@ -201,6 +215,7 @@ func (d *daemon) run(ctx context.Context) error {
 	start("reconciler", func(ctx context.Context) error { d.loop.Run(ctx); return nil })
 	start("processes", func(ctx context.Context) error { d.machine.Run(ctx); return nil })
 	start("loopback proxy", d.relays.Run)
+	start("DHCP", d.keepLeases)
 	started := time.Now()
 	if err := d.engine.Load(ctx); err != nil {
 		return err
@@ -210,7 +225,7 @@ func (d *daemon) run(ctx context.Context) error {
 	}
 	start("name server", d.names.Serve)
 	start("kernel notifications", d.watchKernel)
-	door, err := doors.Listen(d.opts.Socket)
+	door, err := doors.Listen(d.opts.Socket, doors.SocketMode)
 	if err != nil {
 		return err
 	}

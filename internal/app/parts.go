@@ -1,14 +1,17 @@
 package app
 
 import (
+	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os/exec"
 	"strings"
 	"syscall"
 
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
+	doors "github.com/seine-net/seine/internal/frontdoor/http"
 	"github.com/seine-net/seine/internal/loopback"
 	"github.com/seine-net/seine/internal/state"
 )
@@ -42,6 +45,39 @@ func (r relays) Set(key string, in []engine.Relay) error {
 }
 
 func (r relays) Drop(key string) { r.proxy.Drop(key) }
+
+// leases is where the DHCP service keeps what it has.
+type leases struct{ store *state.Store }
+
+func (l leases) Values(prefix string) map[string]string {
+	out := map[string]string{}
+	for name, v := range l.store.Values(state.Lasting + prefix) {
+		out[strings.TrimPrefix(name, state.Lasting)] = v
+	}
+	return out
+}
+
+func (l leases) SetValue(name, value string) error {
+	return l.store.SetValue(state.Lasting+name, value)
+}
+
+// dhcpSocketMode lets root ask, and nobody else: what is asked names a namespace to enter.
+const dhcpSocketMode = 0o600
+
+// keepLeases runs the DHCP service. Where another daemon has its socket, or it can't be made, leases that are there are
+// kept all the same.
+func (d *daemon) keepLeases(ctx context.Context) error {
+	var door net.Listener
+	if path := d.opts.DHCPSocket; path != "" {
+		var err error
+		if door, err = doors.Listen(d.opts.DHCP.HostPrefix+path, dhcpSocketMode); errors.Is(err, doors.ErrAnswered) {
+			d.log.Info("another daemon serves the CNI plugin dhcp", "socket", path)
+		} else if err != nil {
+			d.log.Warn("the CNI plugin dhcp is not served", "err", err)
+		}
+	}
+	return d.leases.Run(ctx, door)
+}
 
 // firstOf gives the first command whose program the machine has, the last one where it has none.
 func firstOf(commands ...string) string {

@@ -38,6 +38,7 @@ var (
 		{pkg: "internal/addon", may: with(nouns, "internal/ruleset"), pure: true, why: "what every addon gets and gives"},
 		{pkg: "internal/addon/*", may: with(nouns, "internal/ruleset", "internal/addon"), pure: true, why: "addons don't know each other or the drivers"},
 		{pkg: "internal/ipam/*", may: nouns, why: "addresses know nothing of interfaces"},
+		{pkg: "internal/ipam/dhcp", may: with(nouns, "internal/ipam/dhcprpc"), why: "it answers what dhcprpc asks; the kernel and the store are given to it"},
 		{pkg: "internal/dns", may: nouns, why: "names and answers; who is there is told to it"},
 		{pkg: "internal/loopback", may: nouns, why: "it carries bytes for published ports; which ones is told to it"},
 		// 3: verbs

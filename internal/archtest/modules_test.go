@@ -27,7 +27,7 @@ var (
 		{module: "github.com/spf13/cobra", folders: []string{"internal/cli"}, why: "the command line can be parsed by something else"},
 		{module: "sigs.k8s.io/yaml", folders: []string{"internal/cli"}, inTests: true, why: "YAML is a form of output, JSON is the truth"},
 		{module: "golang.org/x/sys", folders: with(lab, "internal/kernel/linux", "internal/cli/...", "internal/app", "internal/loopback",
-			"internal/ipam/hostlocal", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
+			"internal/ipam/hostlocal", "internal/ipam/dhcp", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
 		{module: "go.uber.org/goleak", inTests: true, why: "it finds goroutines that nobody waited for"},
 	}
 )

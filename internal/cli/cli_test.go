@@ -41,7 +41,7 @@ func newDaemon(t *testing.T) *daemon {
 	t.Helper()
 	t.Setenv(socketVariable, "")
 	d := &daemon{fakeengine.New(), filepath.Join(t.TempDir(), "s")}
-	l, err := httpdoor.Listen(d.socket)
+	l, err := httpdoor.Listen(d.socket, httpdoor.SocketMode)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -296,6 +296,19 @@ func (s *Store) Value(name string) string {
 	return s.meta[name]
 }
 
+// Values gives all that was kept with SetValue under names that begin with prefix.
+func (s *Store) Values(prefix string) map[string]string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	out := map[string]string{}
+	for name, v := range s.meta {
+		if strings.HasPrefix(name, prefix) {
+			out[name] = v
+		}
+	}
+	return out
+}
+
 // SetValue keeps a value of the daemon's own under a name; "" removes it.
 func (s *Store) SetValue(name, value string) error {
 	if s.Value(name) == value {
@@ -421,12 +434,17 @@ func (w *watcher) send(ctx context.Context, out chan<- api.Event) {
 	}
 }
 
-// ForgetValues removes all that was kept with SetValue.
+// Lasting begins the names of values that ForgetValues spares: they are about what lives on beside the networks.
+const Lasting = "lasting/"
+
+// ForgetValues removes all that was kept with SetValue, save what is Lasting.
 func (s *Store) ForgetValues() error {
 	s.mu.RLock()
 	var names []string
 	for n := range s.meta {
-		names = append(names, n)
+		if !strings.HasPrefix(n, Lasting) {
+			names = append(names, n)
+		}
 	}
 	s.mu.RUnlock()
 	var errs []error

@@ -22,6 +22,7 @@ type ipam interface {
 
 // ipams are the address plugins that are part of this program. All others are found in CNI_PATH and executed.
 var ipams = map[string]func(*request) (ipam, error){
+	"dhcp":       newDHCP,
 	"host-local": newHostLocal,
 	"static":     newStatic,
 }

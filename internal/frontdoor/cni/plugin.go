@@ -29,6 +29,7 @@ var plugins = map[string]plugin{
 	"bridge":     attacher{load: newBridge},
 	"dummy":      attacher{load: newDummy, inner: kernel.Dummy},
 	"firewall":   firewall{},
+	"dhcp":       ipamPlugin{newDHCP},
 	"host-local": ipamPlugin{newHostLocalPlugin},
 	"ipvlan":     attacher{load: newIpvlan, inner: kernel.Ipvlan},
 	"loopback":   loopback{},

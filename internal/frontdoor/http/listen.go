@@ -12,18 +12,18 @@ import (
 	"time"
 )
 
-// SocketMode is what the socket's permissions are: root and its group may speak to the daemon, and whoever may, can do
+// SocketMode is what the permissions of the API's socket are: root and its group may speak to the daemon, and whoever may, can do
 // to the machine's network what root can.
 const SocketMode = 0o660
 
 // ErrAnswered says that the socket belongs to a daemon that lives.
 var ErrAnswered = errors.New("another daemon answers there")
 
-// Listen makes a unix socket at path, and the folder it is in. What lies there already is replaced if it is a socket
+// Listen makes a unix socket at path with the permissions mode, and the folder it is in. What lies there already is replaced if it is a socket
 // that nobody answers on, which is what a killed daemon leaves; anything else is an error. There is no moment at which
-// the socket can be reached with other permissions than SocketMode, or not at all: it is made under another name, then
+// the socket can be reached with other permissions, or not at all: it is made under another name, then
 // renamed.
-func Listen(path string) (net.Listener, error) {
+func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return nil, fmt.Errorf("socket %q: %w", path, err)
 	}
@@ -33,7 +33,7 @@ func Listen(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket %q: %w", path, err)
 	}
-	l, err := listenLocked(path)
+	l, err := listenLocked(path, mode)
 	if err != nil {
 		lock.Close()
 		return nil, fmt.Errorf("socket %q: %w", path, err)
@@ -56,7 +56,7 @@ func lockFile(path string) (*os.File, error) {
 	return f, nil
 }
 
-func listenLocked(path string) (*net.UnixListener, error) {
+func listenLocked(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := checkStale(path); err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func listenLocked(path string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // it would unlink the name that it was made under
-	err = os.Chmod(temp, SocketMode)
+	err = os.Chmod(temp, mode)
 	if err == nil {
 		err = os.Rename(temp, path)
 	}

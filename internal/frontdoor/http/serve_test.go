@@ -23,7 +23,7 @@ import (
 func start(t *testing.T, e Engine, o Options) (socket string, hc *http.Client, stop func() error) {
 	t.Helper()
 	socket = filepath.Join(t.TempDir(), "s.sock")
-	l, err := Listen(socket)
+	l, err := Listen(socket, SocketMode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,7 +121,7 @@ func TestServeEndsWatches(t *testing.T) {
 }
 
 func TestServeTellsOfABrokenListener(t *testing.T) {
-	l, err := Listen(filepath.Join(t.TempDir(), "s"))
+	l, err := Listen(filepath.Join(t.TempDir(), "s"), SocketMode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func TestListen(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "s.sock")
 	old := syscall.Umask(0) // the mode must not depend on it
-	l, err := Listen(path)
+	l, err := Listen(path, SocketMode)
 	syscall.Umask(old)
 	if err != nil {
 		t.Fatal(err)
@@ -171,7 +171,7 @@ func TestListen(t *testing.T) {
 	if l.Addr().String() != path {
 		t.Errorf("address %s", l.Addr())
 	}
-	if _, err := Listen(path); !errors.Is(err, ErrAnswered) {
+	if _, err := Listen(path, SocketMode); !errors.Is(err, ErrAnswered) {
 		t.Errorf("a second one: %v", err)
 	}
 	if err := l.Close(); err != nil {
@@ -196,7 +196,7 @@ func TestListenOnWhatIsThere(t *testing.T) {
 	}
 	s.SetUnlinkOnClose(false)
 	s.Close() // as a daemon that was killed leaves it
-	l, err := Listen(stale)
+	l, err := Listen(stale, SocketMode)
 	if err != nil {
 		t.Fatalf("stale: %v", err)
 	}
@@ -214,7 +214,7 @@ func TestListenOnWhatIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if _, err := Listen(foreign); !errors.Is(err, ErrAnswered) {
+	if _, err := Listen(foreign, SocketMode); !errors.Is(err, ErrAnswered) {
 		t.Errorf("foreign: %v", err)
 	}
 
@@ -222,7 +222,7 @@ func TestListenOnWhatIsThere(t *testing.T) {
 	if err := os.WriteFile(file, []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Listen(file); err == nil {
+	if _, err := Listen(file, SocketMode); err == nil {
 		t.Error("a file was taken for a socket")
 	}
 	if b, _ := os.ReadFile(file); string(b) != "x" {
@@ -242,7 +242,7 @@ func TestListenTogether(t *testing.T) {
 	var got []net.Listener
 	for range 8 {
 		wg.Go(func() {
-			if l, err := Listen(path); err == nil {
+			if l, err := Listen(path, SocketMode); err == nil {
 				mu.Lock()
 				got = append(got, l)
 				mu.Unlock()

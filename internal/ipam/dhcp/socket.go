@@ -1,0 +1,193 @@
+package dhcp
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// socket4 is a wire on a real interface: a packet socket that takes what is for a DHCPv4 client, whatever addresses the
+// interface has, and, for what goes by the container's routes, a UDP socket.
+type socket4 struct {
+	ctx    context.Context
+	l      *lease
+	index  int
+	mac    [6]byte
+	packet *os.File
+	udp    int // -1 while there is none
+	stop   func() bool
+}
+
+// openWire opens the sockets of a DHCPv4 client in a lease's namespace and notes what the interface is.
+func openWire(ctx context.Context, l *lease) (wire, error) {
+	s := &socket4{ctx: ctx, l: l, udp: -1}
+	fd := -1
+	_, err := enter(l.Netns, l.Space, func() error {
+		link, err := interfaceOf(l.Interface)
+		if err != nil {
+			return err
+		}
+		s.index = link.Index
+		copy(s.mac[:], link.HardwareAddr)
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
+			return fmt.Errorf("packet socket: %w", err)
+		}
+		return listenPackets(fd, s.index)
+	})
+	if err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, err
+	}
+	s.packet = os.NewFile(uintptr(fd), "dhcp")
+	s.stop = context.AfterFunc(ctx, func() { _ = s.packet.SetReadDeadline(time.Unix(1, 0)) })
+	return s, nil
+}
+
+// interfaceOf finds an interface of Ethernet's kind.
+func interfaceOf(name string) (*net.Interface, error) {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: interface %q: %w", errGone, name, err)
+	}
+	if len(link.HardwareAddr) != 6 {
+		return nil, fmt.Errorf("interface %q: hardware address %q: want one of 6 bytes", name, link.HardwareAddr)
+	}
+	return link, nil
+}
+
+// listenPackets makes a packet socket take UDP for a DHCPv4 client's port, and nothing before it does.
+func listenPackets(fd, index int) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_B | unix.BPF_ABS, K: 9}, // protocol
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.IPPROTO_UDP, Jf: 6},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 6}, // fragments
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: 0x3fff, Jt: 4},
+		{Code: unix.BPF_LDX | unix.BPF_B | unix.BPF_MSH, K: 0},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_IND, K: 2}, // destination port
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: clientPort4, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0xffff},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+		return fmt.Errorf("packet socket: filter: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: order(unix.ETH_P_IP), Ifindex: index}); err != nil {
+		return fmt.Errorf("packet socket: bind: %w", err)
+	}
+	return nil
+}
+
+// order gives a number in the network's order of bytes.
+func order(n uint16) uint16 { return binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, n)) }
+
+// MAC implements wire.
+func (s *socket4) MAC() [6]byte { return s.mac }
+
+func (s *socket4) broadcast(msg []byte, from netip.Addr) error {
+	return s.direct(msg, from, everybody, [6]byte{255, 255, 255, 255, 255, 255})
+}
+
+func (s *socket4) direct(msg []byte, from, to netip.Addr, via [6]byte) error {
+	raw, err := s.packet.SyscallConn()
+	if err != nil {
+		return err
+	}
+	at := &unix.SockaddrLinklayer{Protocol: order(unix.ETH_P_IP), Ifindex: s.index, Halen: 6}
+	copy(at.Addr[:], via[:])
+	var sent error
+	err = raw.Write(func(fd uintptr) bool {
+		sent = unix.Sendto(int(fd), frame4(msg, from, to), 0, at)
+		return sent != unix.EAGAIN
+	})
+	if err = errors.Join(err, sent); err != nil {
+		return fmt.Errorf("interface %q: send to %s: %w", s.l.Interface, to, err)
+	}
+	return nil
+}
+
+func (s *socket4) unicast(msg []byte, from, to netip.Addr) error {
+	if s.udp < 0 {
+		_, err := enter(s.l.Netns, s.l.Space, func() (err error) {
+			s.udp, err = udpSocket(s.l.Interface, from)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := unix.Sendto(s.udp, msg, 0, &unix.SockaddrInet4{Port: serverPort4, Addr: to.As4()}); err != nil {
+		return fmt.Errorf("send to %s: %w", to, err)
+	}
+	return nil
+}
+
+// udpSocket opens a socket on the port that the answer comes to; the answer itself is read from the packet socket, but
+// without a socket the kernel would tell the server that nobody listens.
+func udpSocket(link string, from netip.Addr) (int, error) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, fmt.Errorf("socket: %w", err)
+	}
+	err = errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), unix.BindToDevice(fd, link))
+	if err == nil {
+		err = unix.Bind(fd, &unix.SockaddrInet4{Port: clientPort4, Addr: from.As4()})
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("socket of %s on %q: %w", from, link, err)
+	}
+	return fd, nil
+}
+
+func (s *socket4) receive(until time.Time) (msg []byte, via [6]byte, err error) {
+	raw, err := s.packet.SyscallConn()
+	if err == nil {
+		err = s.packet.SetReadDeadline(until)
+	}
+	if err == nil {
+		err = s.ctx.Err() // it may have ended just before, and its deadline been overwritten
+	}
+	buf := make([]byte, 2048)
+	for err == nil {
+		var n int
+		var from unix.Sockaddr
+		var got error
+		err = raw.Read(func(fd uintptr) bool {
+			n, from, got = unix.Recvfrom(int(fd), buf, 0)
+			return got != unix.EAGAIN
+		})
+		if err != nil || errors.Is(got, unix.ENETDOWN) { // the latter is told once; the interface may come up again
+			continue
+		}
+		if err = got; err != nil {
+			break
+		}
+		if at, ok := from.(*unix.SockaddrLinklayer); ok {
+			copy(via[:], at.Addr[:])
+		}
+		if msg, ok := unframe4(buf[:n]); ok {
+			return msg, via, nil
+		}
+	}
+	return nil, via, err
+}
+
+// Close closes the sockets.
+func (s *socket4) Close() error {
+	s.stop()
+	if s.udp >= 0 {
+		unix.Close(s.udp)
+		s.udp = -1
+	}
+	return s.packet.Close()
+}
