@@ -53,6 +53,9 @@ type ForeignChain struct {
 	// Why tells how the chain drops what it does not know: "policy drop" or "last rule rejects"; "" for one that lets it
 	// pass, which Facts does not have.
 	Why string
+	// Locked says that the kernel keeps all but the owner from changing it (nft(8), table flag owner), as firewalld 2 asks
+	// for.
+	Locked bool
 	// Owner guesses whose it is, for people: "iptables (Docker, ufw)", "firewalld".
 	Owner string
 }

@@ -107,7 +107,8 @@ func (p *wallPlan) all() []kernel.Object { return slices.Concat(p.chains, p.shar
 func (w *wall) plan(others []kernel.ForeignChain) *wallPlan {
 	p := &wallPlan{}
 	addrs := w.r.prev.addrs()
-	if len(addrs) == 0 {
+	slices.SortFunc(addrs, netip.Addr.Compare)
+	if addrs = slices.Compact(addrs); len(addrs) == 0 {
 		return p
 	}
 	p.chains = []kernel.Object{passChain(), passedChain()}
@@ -123,8 +124,8 @@ func (w *wall) plan(others []kernel.ForeignChain) *wallPlan {
 			p.shared = append(p.shared, element(isolated, pair(w.bridge), "", bridgeMark))
 		}
 	}
-	for _, a := range slices.Compact(slices.SortedFunc(slices.Values(addrs), netip.Addr.Compare)) {
-		p.own = append(p.own, element(pickSet(a, pass4, pass6), a.String(), "", w.mark()))
+	for _, a := range addrs {
+		p.own = append(p.own, element(pickSet(a, pass4, pass6), a.String(), "", w.mark(len(addrs))))
 	}
 	return p
 }
@@ -137,7 +138,7 @@ func (w *wall) accept(c kernel.ForeignChain, addrs []netip.Addr) *kernel.Accept 
 	}
 	out := &kernel.Accept{Family: c.Family, Table: c.Table, Chain: c.Chain, Rule: passRule, Mark: markPrefix}
 	switch {
-	case c.Hook != "forward", c.Family == "ip" && !has(true), c.Family == "ip6" && !has(false):
+	case c.Hook != "forward", c.Locked, c.Family == "ip" && !has(true), c.Family == "ip6" && !has(false):
 		return nil
 	case isFilter(c):
 		out.First, out.Via = true, w.conf.AdminChain
@@ -260,6 +261,10 @@ func (w *wall) apply(ctx context.Context, p *wallPlan, s *seen, shared []kernel.
 func (firewall) del(ctx context.Context, r *request) error {
 	addrs := r.prev.addrs()
 	own, others, err := passing(ctx, r, addrs)
+	if err == nil && len(addrs) > 0 && (len(own) == 0 || len(own) < readMark(own[0]).addrs) {
+		// ADD was told other addresses than prevResult has.
+		own, _, err = passing(ctx, r, nil)
+	}
 	if err != nil {
 		return err
 	}
@@ -274,7 +279,7 @@ func dropWall(ctx context.Context, r *request, own []*kernel.Element) error {
 	if err := dropPassing(ctx, r, own); err != nil {
 		return err
 	}
-	if !slices.ContainsFunc(own, func(e *kernel.Element) bool { bridge, _ := passWords(e.Comment); return bridge != "" }) {
+	if !slices.ContainsFunc(own, func(e *kernel.Element) bool { return readMark(e).bridge != "" }) {
 		return nil
 	}
 	unlock, err := r.host.Lock(true) // no ADD may be about to rely on what is being removed
@@ -299,7 +304,8 @@ func elementsOf(objs []kernel.Object) []*kernel.Element {
 	return out
 }
 
-// passing gives the attachment's elements of addresses that pass, and those of the same addresses that others have.
+// passing gives the attachment's elements of addresses that pass, and those of the same addresses that others have; without
+// addresses, all of the attachment's.
 func passing(ctx context.Context, r *request, addrs []netip.Addr) (own, others []*kernel.Element, err error) {
 	id := r.ident()
 	scope := kernel.Scope{Objects: []kernel.Object{table()}, Mark: id.key()}
@@ -404,7 +410,7 @@ func (firewall) check(ctx context.Context, r *request) error {
 		if ok || err != nil {
 			return err
 		}
-	} else if _, w.zone = passWords(own[0].Comment); w.zone != "" { // as the ADD found it
+	} else if w.zone = readMark(own[0]).zone; w.zone != "" { // as the ADD found it
 		if err := w.checkSources(ctx); err != nil {
 			return err
 		}

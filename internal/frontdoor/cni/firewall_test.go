@@ -137,6 +137,13 @@ func TestIsolationGoesWithTheLast(t *testing.T) {
 	n.holds(false, "isolated { br1 . br1 }", "10.1.0.2")
 	n.ok("firewall", "DEL", with(same, "ingressPolicy", "nonsense"), "CNI_CONTAINERID=d")
 	n.holds(false, "{ br1", "10.1.0.3")
+
+	// prevResult of DEL may tell other addresses than ADD was told: more, fewer or others.
+	for _, now := range []string{"10.1.0.9", "fd00:1::2"} {
+		n.ok("firewall", "ADD", firewall1)
+		n.ok("firewall", "DEL", strings.Replace(firewall1, "10.1.0.2", now, 1))
+		n.holds(false, "{ br1", "10.1.0.2", "fd00:1::2")
+	}
 }
 
 func TestFirewallDropsWhatTheReferenceMade(t *testing.T) {

@@ -161,7 +161,7 @@ func dropSources(ctx context.Context, r *request, elems []*kernel.Element) error
 	var fw Firewalld
 	var errs []error
 	for _, e := range elems {
-		_, zone := passWords(e.Comment)
+		zone := readMark(e).zone
 		addr, err := netip.ParseAddr(e.Item)
 		if zone == "" || err != nil {
 			continue
@@ -191,7 +191,7 @@ func (w *wall) mendSources(ctx context.Context, fw Firewalld) {
 		if !ok || !isPass(e) {
 			continue
 		}
-		_, zone := passWords(e.Comment)
+		zone := readMark(e).zone
 		addr, err := netip.ParseAddr(e.Item)
 		if zone == "" || err != nil {
 			continue

@@ -2,7 +2,9 @@ package cni
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/seine-net/seine/internal/kernel"
@@ -72,24 +74,38 @@ func pair(bridge string) string { return bridge + " . " + bridge }
 
 func isPass(e *kernel.Element) bool { return e.Set.Name == pass4.Name || e.Set.Name == pass6.Name }
 
-// mark is the attachment's mark with a word that tells what else there is to remove: the bridge whose ingressPolicy it
-// has, behind a '!' where that is isolated, and behind a '/' the zone of firewalld.
-func (w *wall) mark() string {
-	word := w.bridge
+// wallMark is what the comment of an attachment's addresses tells beside whose they are: all that DEL has to know.
+type wallMark struct {
+	// addrs is how many addresses there are.
+	addrs int
+	// bridge is the one whose ingressPolicy the attachment has, isolated that it is that; zone is firewalld's.
+	bridge   string
+	isolated bool
+	zone     string
+}
+
+// mark puts COUNT:BRIDGE/ZONE behind the attachment's key, with a '!' before a bridge that isolates.
+func (w *wall) mark(addrs int) string {
+	bridge := w.bridge
 	if w.conf.Policy == "isolated" {
-		word = "!" + word
+		bridge = "!" + bridge
 	}
 	key, names, _ := strings.Cut(w.r.ident().mark(), " ")
-	out := key + " " + word + "/" + w.zone + " " + names
+	out := fmt.Sprintf("%s %d:%s/%s %s", key, addrs, bridge, w.zone, names)
 	return out[:min(len(out), markLen)]
 }
 
-// passWords reads bridge, with its '!', and zone back.
-func passWords(mark string) (bridge, zone string) {
-	if f := strings.SplitN(mark, " ", 3); len(f) >= 2 {
-		bridge, zone, _ = strings.Cut(f[1], "/")
+// readMark reads it back.
+func readMark(e *kernel.Element) (m wallMark) {
+	f := strings.SplitN(e.Comment, " ", 3)
+	if len(f) < 2 {
+		return m
 	}
-	return bridge, zone
+	count, rest, _ := strings.Cut(f[1], ":")
+	m.addrs, _ = strconv.Atoi(count)
+	m.bridge, m.zone, _ = strings.Cut(rest, "/")
+	m.bridge, m.isolated = strings.CutPrefix(m.bridge, "!")
+	return m
 }
 
 // idleBridges gives the removal of what is there for bridges that no address of a listing needs any more.
@@ -97,11 +113,10 @@ func idleBridges(objs []kernel.Object) []kernel.Change {
 	used := map[string]bool{}
 	for _, o := range objs {
 		if e, ok := o.(*kernel.Element); ok && isPass(e) {
-			bridge, _ := passWords(e.Comment)
-			name := strings.TrimPrefix(bridge, "!")
-			used[policied.Name+" "+name], used[sameBridge.Name+" "+pair(name)] = true, true
-			if name != bridge {
-				used[isolated.Name+" "+pair(name)] = true
+			m := readMark(e)
+			used[policied.Name+" "+m.bridge], used[sameBridge.Name+" "+pair(m.bridge)] = true, true
+			if m.isolated {
+				used[isolated.Name+" "+pair(m.bridge)] = true
 			}
 		}
 	}

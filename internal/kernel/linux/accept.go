@@ -238,6 +238,10 @@ func (p *space) baseChains() ([]*rawChain, error) {
 	if err != nil {
 		return nil, err
 	}
+	locked, err := so.lockedTables()
+	if err != nil {
+		return nil, err
+	}
 	rs, err := so.dump(nftMsg(unix.NFT_MSG_GETCHAIN, 0, unix.NFPROTO_UNSPEC))
 	if err != nil {
 		return nil, err
@@ -249,7 +253,35 @@ func (p *space) baseChains() ([]*rawChain, error) {
 			c.family == unix.NFPROTO_INET && strings.HasPrefix(c.table, tablePrefix) {
 			continue
 		}
+		c.locked = locked[tableID{c.family, c.table}]
 		out = append(out, c)
+	}
+	return out, nil
+}
+
+// tableOwned is NFT_TABLE_F_OWNER (kernel 5.12).
+const tableOwned = 2
+
+type tableID struct {
+	family uint8
+	name   string
+}
+
+// lockedTables are those that only the socket that made them may change.
+func (s *sock) lockedTables() (map[tableID]bool, error) {
+	rs, err := s.dump(nftMsg(unix.NFT_MSG_GETTABLE, 0, unix.NFPROTO_UNSPEC))
+	if err != nil {
+		return nil, err
+	}
+	out := map[tableID]bool{}
+	for _, r := range rs {
+		if len(r.data) < nfgenLen {
+			continue
+		}
+		body := r.rest(nfgenLen)
+		if flags := attrOf(body, unix.NFTA_TABLE_FLAGS); flags != nil && num32be(flags)&tableOwned != 0 {
+			out[tableID{r.data[0], cstr(attrOf(body, unix.NFTA_TABLE_NAME))}] = true
+		}
 	}
 	return out, nil
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -123,6 +124,12 @@ func TestForeignChains(t *testing.T) {
 	if len(got) != len(want) {
 		t.Errorf("got %v", got)
 	}
+	lock(t, ns)
+	want["inet locked f"] = kernel.ForeignChain{Family: "inet", Table: "locked", Chain: "f", Hook: "forward", Why: "policy drop", Locked: true,
+		Owner: "nftables table inet locked"}
+	if got := facts()["inet locked f"]; got != want["inet locked f"] {
+		t.Errorf("locked: got %+v", got)
+	}
 	all, err := k.ForeignChains(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -130,5 +137,27 @@ func TestForeignChains(t *testing.T) {
 	open := kernel.ForeignChain{Family: "ip", Table: "filter", Chain: "INPUT", Hook: "input", Owner: "iptables (Docker, ufw)"}
 	if len(all) != len(want)+2 || !slices.Contains(all, open) {
 		t.Errorf("with those that drop nothing: %v", all)
+	}
+}
+
+// lock has another program hold a table that nobody else may change, until the test ends.
+func lock(t *testing.T, ns string) {
+	t.Helper()
+	cmd := exec.Command("nsenter", "--net="+ns, "nft", "-i")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = in.Close(); _ = cmd.Wait() })
+	if _, err := in.Write([]byte("add table inet locked { flags owner; }\nadd chain inet locked f { type filter hook forward priority 0; policy drop; }\n")); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); !strings.Contains(run(t, ns, "nft", "list", "chains"), "table inet locked {\n\tchain f"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Skip("skip: needs an nft that makes tables with an owner from its interactive mode")
+		}
 	}
 }

@@ -156,7 +156,7 @@ func (p *space) foreignChains() ([]kernel.ForeignChain, error) {
 		case c.policy != nfAccept:
 			why = "policy drop"
 		}
-		out = append(out, kernel.ForeignChain{Family: familyName(c.family), Table: c.table, Chain: c.Name, Hook: c.Hook, Why: why,
+		out = append(out, kernel.ForeignChain{Family: familyName(c.family), Table: c.table, Chain: c.Name, Hook: c.Hook, Why: why, Locked: c.locked,
 			Owner: chainOwner(c, rules)})
 	}
 	return out, nil

@@ -311,6 +311,7 @@ type rawChain struct {
 	table   string
 	comment string
 	policy  uint32
+	locked  bool
 }
 
 func parseChain(r reply) *rawChain {
