@@ -287,7 +287,8 @@ func dropWall(ctx context.Context, r *request, own []*kernel.Element) error {
 		return err
 	}
 	defer unlock()
-	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table()}, Mark: markPrefix})
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{element(pass4, "", "", ""), element(pass6, "", "", ""),
+		element(policied, "", "", ""), element(sameBridge, "", "", ""), element(isolated, "", "", "")}})
 	if err != nil {
 		return err
 	}

@@ -181,7 +181,7 @@ func dropSources(ctx context.Context, r *request, elems []*kernel.Element) error
 // mendSources puts back what firewalld forgot of other attachments when it was reloaded: sources that were added while it
 // runs do not outlive that. They are those attachments' trouble, so that no error of theirs is this one's.
 func (w *wall) mendSources(ctx context.Context, fw Firewalld) {
-	objs, err := w.r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{table()}, Mark: markPrefix})
+	objs, err := w.r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{element(pass4, "", "", ""), element(pass6, "", "", "")}})
 	if err != nil {
 		return
 	}

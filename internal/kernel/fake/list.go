@@ -36,6 +36,13 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 				found[a.Key()] = a.Addr
 			}
 		}
+		if e, ok := o.(*kernel.Element); ok && e.Item == "" {
+			if t := s.tableOf(e.Family, e.Table); t != nil {
+				for _, e := range t.elems[e.Set.Name] {
+					found[e.Key()] = listedContent(e)
+				}
+			}
+		}
 		if w, ok := o.(*kernel.PortVLANs); ok && w.Link == "" {
 			for _, l := range s.links {
 				if a := l.listedVLANs(); l.master == w.Bridge && a != nil {

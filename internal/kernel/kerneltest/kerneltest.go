@@ -116,6 +116,7 @@ func cases() []testCase {
 		{"foreign chain", testForeignChain},
 		{"relics", testRelics},
 		{"first accept", testFirstAccept},
+		{"whole set", testWholeSet},
 		{"others' accept", testOthersAccept},
 		{"fdb of one bridge", testFDB},
 		{"hold", testHold},

@@ -53,6 +53,35 @@ func testForeignChain(s *suite) {
 	}
 }
 
+// testWholeSet: an element without an item stands for all of its set, and of no other.
+func testWholeSet(s *suite) {
+	t := table()
+	all := []kernel.Object{element(one4, "", ""), element(sub4, "", ""), element(port4, "", "")}
+	list := func() []kernel.Object {
+		s.Helper()
+		objs, err := s.k.List(s.Context(), kernel.Scope{Objects: all})
+		if err != nil {
+			s.Fatal(err)
+		}
+		return objs
+	}
+	if got := list(); len(got) != 0 {
+		s.Errorf("of no table: %v", got)
+	}
+	in := []kernel.Object{element(one4, "10.1.0.1", ""), element(one4, "10.1.0.2", ""), element(sub4, "10.1.0.0/24", ""),
+		element(port4, "tcp . 8080", "10.1.0.2 . 80")}
+	s.make(append(in, t, element(one6, "fd00:1::1", ""))...)
+	got := list()
+	if len(got) != len(in) {
+		s.Errorf("got %v", got)
+	}
+	for _, w := range in {
+		if !slices.ContainsFunc(got, func(o kernel.Object) bool { return o.Key() == w.Key() && w.Holds(o) }) {
+			s.Errorf("%s is not among %v", w, got)
+		}
+	}
+}
+
 // testFirstAccept: an accept that stands before what others have, behind the chain that packets are to pass first.
 func testFirstAccept(s *suite) {
 	for _, family := range []string{"ip", "ip6", "inet"} {

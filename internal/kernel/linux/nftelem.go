@@ -205,6 +205,12 @@ func (s *session) listElements(sp *space, want []kernel.Object, f *found) error 
 	for _, o := range want {
 		e := o.(*kernel.Element)
 		p := place{refTo(e.Family, e.Table), e.Set.Name}
+		if e.Item == "" {
+			if err := sp.allOf(p.table, e.Set, f); err != nil && !gone(err) {
+				return fmt.Errorf("set %q of table %q: %w", p.set, p.table.name, err)
+			}
+			continue
+		}
 		by[p] = append(by[p], e)
 	}
 	for p, es := range by {
@@ -217,6 +223,22 @@ func (s *session) listElements(sp *space, want []kernel.Object, f *found) error 
 		if err != nil && !gone(err) {
 			return fmt.Errorf("set %q of table %q: %w", p.set, p.table.name, err)
 		}
+	}
+	return nil
+}
+
+// allOf lists all elements of a set.
+func (p *space) allOf(table tableRef, s *kernel.Set, f *found) error {
+	have, err := p.elems(table, s)
+	if err != nil {
+		return err
+	}
+	for _, el := range have {
+		o, err := el.object(p.path, table, s, nil)
+		if err != nil {
+			return err
+		}
+		f.add(o)
 	}
 	return nil
 }
