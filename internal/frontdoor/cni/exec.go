@@ -15,29 +15,45 @@ import (
 	"time"
 )
 
-// execIPAM is an address plugin that is somebody else's program: it gets our stdin and our environment.
-type execIPAM struct {
-	r    *request
+// program is a plugin that is somebody else's program: it gets our environment.
+type program struct {
+	r *request
+	// kind is what it is for us: "ipam" or "delegate".
+	kind string
 	name string
-	path string
+	path string // "" where it is not to be found
 }
 
-func newExec(r *request, name string) (ipam, error) {
-	e := &execIPAM{r: r, name: name}
-	isPath := strings.ContainsRune(name, filepath.Separator)
+// findProgram looks a plugin up in CNI_PATH.
+func findProgram(r *request, kind, name string) program {
+	p := program{r: r, kind: kind, name: name}
+	if strings.ContainsRune(name, filepath.Separator) {
+		return p
+	}
 	for _, dir := range filepath.SplitList(r.path) {
-		p := filepath.Join(dir, name)
-		if st, err := os.Stat(p); dir != "" && !isPath && err == nil && st.Mode().IsRegular() {
-			e.path = p
-			return e, nil
+		path := filepath.Join(dir, name)
+		if st, err := os.Stat(path); dir != "" && err == nil && st.Mode().IsRegular() {
+			p.path = path
+			break
 		}
+	}
+	return p
+}
+
+// execIPAM is an address plugin that is somebody else's program: it gets our stdin.
+type execIPAM struct{ program }
+
+func newExec(r *request, name string) (ipam, error) {
+	e := &execIPAM{findProgram(r, "ipam", name)}
+	if e.path != "" {
+		return e, nil
 	}
 	if r.verb == verbDel || r.verb == verbGC {
 		// A plugin that is gone can give nothing back, and never will: that must not keep the rest from going.
 		fmt.Fprintf(r.host.Stderr, "ipam.type %q: no such plugin in CNI_PATH %q; what it gave out is not given back\n", name, r.path)
 		return e, nil
 	}
-	if isPath {
+	if strings.ContainsRune(name, filepath.Separator) {
 		return nil, invalid("ipam.type", name, "is a path", "the name of an address plugin in CNI_PATH")
 	}
 	return nil, invalid("ipam.type", name, "is no plugin that can be found", fmt.Sprintf("host-local, static, or the name of a program in CNI_PATH (%s)", r.path))
@@ -49,7 +65,7 @@ const (
 	busyPause = 200 * time.Millisecond
 )
 
-func (e *execIPAM) run(ctx context.Context, verb string, stdin []byte) ([]byte, error) {
+func (e *program) run(ctx context.Context, verb string, stdin []byte) ([]byte, error) {
 	if e.path == "" {
 		return nil, nil
 	}
@@ -85,16 +101,16 @@ func withoutCommand(env []string) []string {
 }
 
 // failed takes the plugin's own error where it printed one.
-func (e *execIPAM) failed(err error, stdout []byte) error {
+func (e *program) failed(err error, stdout []byte) error {
 	var said struct {
 		Code    Code
 		Msg     string
 		Details string
 	}
 	if json.Unmarshal(stdout, &said) == nil && said.Msg != "" {
-		return &Error{Code: said.Code, Msg: fmt.Sprintf("ipam plugin %q: %s", e.name, said.Msg), Details: said.Details, cause: err}
+		return &Error{Code: said.Code, Msg: fmt.Sprintf("%s plugin %q: %s", e.kind, e.name, said.Msg), Details: said.Details, cause: err}
 	}
-	return errorf(CodeInternal, "ipam plugin %q: %w: %s", e.name, err, bytes.TrimSpace(stdout))
+	return errorf(CodeInternal, "%s plugin %q: %w: %s", e.kind, e.name, err, bytes.TrimSpace(stdout))
 }
 
 func (e *execIPAM) add(ctx context.Context) (*Result, func(context.Context) error, error) {

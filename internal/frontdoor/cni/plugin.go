@@ -30,6 +30,7 @@ var plugins = map[string]plugin{
 	"dummy":      attacher{load: newDummy, inner: kernel.Dummy},
 	"firewall":   firewall{},
 	"dhcp":       ipamPlugin{newDHCP},
+	"flannel":    flannel{},
 	"host-local": ipamPlugin{newHostLocalPlugin},
 	"ipvlan":     attacher{load: newIpvlan, inner: kernel.Ipvlan},
 	"loopback":   loopback{},
