@@ -550,6 +550,7 @@ var fuzzed = []struct{ plugin, conf string }{
 	{"bridge", bridge1}, {"ptp", ptp1},
 	{"static", `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`},
 	{"portmap", portmap1}, {"bandwidth", bandwidth2}, {"firewall", firewall1}, {"tuning", tuning1}, {"sbr", sbr1}, {"vrf", vrf1},
+	{"macvlan", macvlan1}, {"ipvlan", ipvlan1}, {"vlan", vlan1}, {"dummy", dummy1},
 }
 
 func FuzzConfig(f *testing.F) {
@@ -575,7 +576,7 @@ func FuzzArgs(f *testing.F) {
 	for _, s := range []string{"IgnoreUnknown=1;A=b", "IP=10.1.0.9;MAC=02:00:00:00:00:01", "GATEWAY=;;=", "IP=::ffff:10.1.0.3/120,fd00:1::9"} {
 		f.Add(s, byte(0))
 	}
-	f.Fuzz(func(t *testing.T, args string, pick byte) { fuzz(t, []string{bridge1, ptp1}[pick%2], pick, args) })
+	f.Fuzz(func(t *testing.T, args string, pick byte) { fuzz(t, fuzzed[int(pick)%len(fuzzed)].conf, pick, args) })
 }
 
 // fuzz calls a plugin: it must not panic, print an error of the specification where it fails, and then have changed
