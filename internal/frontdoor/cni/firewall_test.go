@@ -248,3 +248,41 @@ func TestFirewalldIsChosen(t *testing.T) {
 		n.ok("firewall", "DEL", conf)
 	}
 }
+
+// TestFirewallDel: whatever DEL is told, it succeeds and leaves nothing, and spares the container beside.
+func TestFirewallDel(t *testing.T) {
+	none := with(firewall1, "prevResult", nil)
+	for name, c := range map[string]struct {
+		conf string
+		env  []string
+	}{
+		"as added":          {firewall1, nil},
+		"no namespace":      {firewall1, []string{"CNI_NETNS="}},
+		"namespace gone":    {firewall1, []string{"CNI_NETNS=/gone"}},
+		"no prevResult":     {none, nil},
+		"nothing":           {none, []string{"CNI_NETNS="}},
+		"wrong values":      {with(with(none, "backend", "pf"), "firewalldZone", "a b"), nil},
+		"wrong types":       {with(with(firewall1, "ingressPolicy", 5), "iptablesAdminChainName", true), nil},
+		"prevResult broken": {with(firewall1, "prevResult", map[string]any{"ips": "none"}), nil},
+		"an old version":    {with(none, "cniVersion", "0.3.1"), nil},
+	} {
+		for _, z := range []*zones{nil, {of: map[string][]string{}}} {
+			n := newNode(t)
+			if z != nil {
+				n.firewalld = z
+			}
+			n.ok("firewall", "DEL", c.conf, c.env...) // before there is anything
+			n.ok("firewall", "ADD", second(firewall1), "CNI_CONTAINERID=d")
+			before := n.kernel.Dump()
+			n.ok("firewall", "ADD", firewall1)
+			n.ok("firewall", "DEL", c.conf, c.env...)
+			n.ok("firewall", "DEL", c.conf, c.env...)
+			if after := n.kernel.Dump(); after != before {
+				t.Errorf("%s: firewalld %v: DEL leaves\n%s\nwant\n%s", name, z != nil, after, before)
+			}
+			if z != nil && len(z.of["trusted"]) != 2 {
+				t.Errorf("%s: DEL leaves the sources %q", name, z.of["trusted"])
+			}
+		}
+	}
+}
