@@ -424,7 +424,7 @@ func (p attacher) delKernel(ctx context.Context, r *request, m maker, i ipam) er
 		}
 		scope.Objects = append(scope.Objects, objs...)
 	}
-	objs, err := r.kernel.List(ctx, scope)
+	objs, err := listWithPorts(ctx, r, scope)
 	if err != nil {
 		return err
 	}
@@ -453,6 +453,31 @@ func (p attacher) delKernel(ctx context.Context, r *request, m maker, i ipam) er
 		errs = append(errs, dropRelics(ctx, r.kernel, id.referenceMasq(addrs)))
 	}
 	return errors.Join(errs...)
+}
+
+// listWithPorts lists what a DEL of an interface looks at, and all that is marked as the attachment's where it has
+// published ports: the DEL of portmap leaves them to this one.
+func listWithPorts(ctx context.Context, r *request, scope kernel.Scope) ([]kernel.Object, error) {
+	for _, a := range r.prev.addrs() {
+		scope.Objects = append(scope.Objects, element(pickSet(a, snat4, snat6), a.String(), "", ""))
+	}
+	objs, err := r.kernel.List(ctx, scope)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range objs {
+		e, ok := o.(*kernel.Element)
+		if ok && (e.Set.Name == snat4.Name || e.Set.Name == snat6.Name) && r.ident().marked(e.Comment) {
+			all := kernel.Scope{Objects: []kernel.Object{table()}, Mark: r.ident().key()}
+			for _, o := range scope.Objects {
+				if e, ok := o.(*kernel.Element); !ok || e.Family != "" { // those of the table are found by the mark
+					all.Objects = append(all.Objects, o)
+				}
+			}
+			return r.kernel.List(ctx, all)
+		}
+	}
+	return objs, nil
 }
 
 // findMasquerade gives the attachment's addresses, and adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,

@@ -149,6 +149,52 @@ func TestBandwidthPlan(t *testing.T) {
 	}
 }
 
+// The ports of a veth of ours go with it: the DEL of portmap leaves them to the one that follows, which needs to know
+// nothing about ports. Without prevResult they go at once.
+func TestPortsGoWithTheLink(t *testing.T) {
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "bridge without ipMasq": with(bridge1, "ipMasq", false)} {
+		for _, prev := range []bool{true, false} {
+			n := newNode(t)
+			call := func(plugin, verb, conf string) string {
+				plugin, _, _ = strings.Cut(plugin, " ")
+				out, code := n.call(plugin, verb, conf)
+				if code != 0 {
+					t.Fatalf("%s %s: %s", plugin, verb, out)
+				}
+				return out
+			}
+			res := json.RawMessage(call(plugin, "ADD", conf))
+			ports := with(with(portmap1, "prevResult", res), "conditionsV4", []string{"-s", "192.0.2.0/24"})
+			call("portmap", "ADD", ports)
+			// Another attachment, whose ports stay.
+			other := strings.NewReplacer("10.1.0.2", "10.1.0.77", "fd00:1::2", "fd00:1::77", "8080", "8088", `"hostPort": 53`, `"hostPort": 54`, `"HostPort": 53`, `"HostPort": 54`).Replace(portmap1)
+			if plugin != "ptp" {
+				if out, code := n.call("portmap", "ADD", other, "CNI_CONTAINERID=d"); code != 0 {
+					t.Fatal(out)
+				}
+			}
+			if !prev {
+				ports, conf = with(ports, "prevResult", nil), with(conf, "prevResult", nil)
+			} else {
+				conf = with(conf, "prevResult", res)
+			}
+			call("portmap", "DEL", ports)
+			if got := strings.Contains(n.kernel.Dump(), "tcp . 8080"); got != prev {
+				t.Errorf("%s: after the DEL of portmap with prevResult=%v the port is there=%v", plugin, prev, got)
+			}
+			call(plugin, "DEL", conf)
+			for _, line := range strings.Split(n.kernel.Dump(), "\n") {
+				if strings.Contains(line, "10.1.0.2 ") || strings.Contains(line, "fd00:1::2 ") || strings.Contains(line, "8080") || strings.Contains(line, "type veth") {
+					t.Errorf("%s: left is %s", plugin, line)
+				}
+			}
+			if got := strings.Contains(n.kernel.Dump(), "tcp . 8088"); got != (plugin != "ptp") {
+				t.Errorf("%s: the other's port is there=%v", plugin, got)
+			}
+		}
+	}
+}
+
 // The names that the reference plugins give chains and links, read off machines where they ran.
 func TestReferenceNames(t *testing.T) {
 	if got := (ident{"net", "one", "eth0"}).referenceChain("CNI-DN-"); got != "CNI-DN-872ac0255154bbcb7094c" {

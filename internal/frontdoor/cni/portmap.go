@@ -376,9 +376,20 @@ func (p *ports) apply(ctx context.Context, plan portPlan, s *seen, shared []kern
 	return errors.Join(append([]error{err}, applyAll(context.WithoutCancel(ctx), p.r.kernel, back)...)...)
 }
 
-// del needs neither the namespace nor the ports nor prevResult: what is the attachment's is marked so.
+// del needs neither the namespace nor the ports nor prevResult: what is the attachment's is marked so. Where the interface
+// is a veth of ours, the DEL of the plugin that made it comes next and takes the ports along: who ends after deleting
+// elements waits until the kernel has let go of them, some 10 ms, and while it deletes a link that wait costs nothing.
 func (portmap) del(ctx context.Context, r *request) error {
 	id := r.ident()
+	if len(r.prev.addrs()) > 0 { // by these the other finds that there are ports
+		objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: id.veth()}}})
+		if err != nil {
+			return err
+		}
+		if l := newSeen(objs).link(id.veth()); l != nil && l.Type == kernel.Veth && id.marked(l.Alias) {
+			return nil
+		}
+	}
 	p, _ := loadPorts(r) // what is wrong with the configuration must not keep the ports
 	var scope kernel.Scope
 	addrs := r.prev.addrs()
