@@ -15,7 +15,7 @@ import (
 
 // Retry times of what the kernel refused: the first after retryMin, then twice as long each time up to retryMax.
 const (
-	retryMin = time.Second
+	retryMin = 100 * time.Millisecond
 	retryMax = time.Minute
 )
 
