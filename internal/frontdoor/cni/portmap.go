@@ -162,14 +162,22 @@ func (p *ports) targets() []netip.Prefix {
 	return out
 }
 
-// hostLink is the machine's interface that leads to the container: the first of the result, a bridge or a veth's end.
+// hostLink is the machine's interface that leads to the container: the first of the result, a bridge or a veth's end, or
+// the gateway of a VLAN of that bridge.
 func (p *ports) hostLink() string {
+	first := ""
 	for _, l := range p.r.prev.Interfaces {
-		if l.Sandbox == "" {
-			return l.Name
+		switch vlan, ok := strings.CutPrefix(l.Name, first+"."); {
+		case l.Sandbox != "":
+		case first == "":
+			first = l.Name
+		case ok:
+			if _, err := strconv.Atoi(vlan); err == nil {
+				return l.Name
+			}
 		}
 	}
-	return ""
+	return first
 }
 
 // item gives the key of a mapping's element for a family.
@@ -308,6 +316,9 @@ func (portmap) add(ctx context.Context, r *request) (*Result, error) {
 	}
 	plan, err := p.plan()
 	if err != nil {
+		return nil, err
+	}
+	if err := p.hairpin(ctx); err != nil {
 		return nil, err
 	}
 	return r.prev, p.publish(ctx, plan)
