@@ -55,6 +55,32 @@ func (a *attaching) planInner(p *plan, notify bool) error {
 	return err
 }
 
+// absent gives an error where the attachment is there already.
+func (p attacher) absent(ctx context.Context, r *request) error {
+	l, err := p.present(ctx, r)
+	if err != nil || l == nil {
+		return err
+	}
+	id := r.ident()
+	if p.inner != "" && !id.marked(l.Alias) {
+		return errorf(CodeInternal, "CNI_IFNAME %q: the container has an interface of this name already; want one that is free", r.ifname)
+	}
+	return errorf(CodeInternal, "container %q is attached to network %q as %q already (link %q)", id.containerID, id.network, id.ifname, l.Name)
+}
+
+// present gives the link that has the place of the attachment's; nil where there is none.
+func (p attacher) present(ctx context.Context, r *request) (*kernel.Link, error) {
+	l := &kernel.Link{Name: r.ident().veth()}
+	if p.inner != "" {
+		l = &kernel.Link{NS: r.netns, Name: r.ifname}
+	}
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{l}})
+	if err != nil || len(objs) == 0 {
+		return nil, err
+	}
+	return objs[0].(*kernel.Link), nil
+}
+
 // delInner removes the inner link where it is the attachment's: by its mark or, where another implementation of the
 // plugin made it, by what that left behind. Without a namespace it is gone already.
 func (p attacher) delInner(ctx context.Context, r *request, i ipam) error {

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -317,4 +318,46 @@ func TestMacvlanWithoutAddresses(t *testing.T) {
 		t.Errorf("GC leaves\n%s", n.kernel.Dump())
 	}
 	n.must("macvlan", "DEL", prev)
+}
+
+// An address plugin that asks over the interface, such as dhcp on a macvlan, finds it up; what fails takes it back.
+func TestInnerAddressesOverTheLink(t *testing.T) {
+	for plugin, conf := range inner {
+		n := newNode(t)
+		var said []string
+		var fail error
+		ipams["asking"] = func(r *request) (ipam, error) {
+			i, err := newStatic(r)
+			return askingIPAM{i, n.kernel, fail, &said}, err
+		}
+		conf = with(conf, "ipam", map[string]any{"type": "asking", "addresses": []map[string]string{{"address": "10.1.0.2/24"}}})
+		before := n.kernel.Snapshot()
+		res, prev := n.add(plugin, conf)
+		if len(res.IPs) != 1 || !strings.Contains(n.kernel.Dump(), "addr 10.1.0.2/24 dev eth0") {
+			t.Errorf("%s: result %+v\n%s", plugin, res, n.kernel.Dump())
+		}
+		n.must(plugin, "DEL", prev)
+		if strings.Join(said, ", ") != "add true, del true" {
+			t.Errorf("%s: the address plugin was asked %v", plugin, said)
+		}
+		fail = errors.New("no server")
+		if out, code := n.call(plugin, "ADD", conf); code == 0 || !strings.Contains(out, "no server") {
+			t.Errorf("%s: ADD without a server: %s", plugin, out)
+		}
+		fail = nil
+		n.kernel.FailIf(func(c kernel.Change) error {
+			if _, ok := c.New.(*kernel.Addr); ok {
+				return errors.New("no memory")
+			}
+			return nil
+		})
+		if out, code := n.call(plugin, "ADD", conf); code == 0 || !strings.Contains(out, "no memory") {
+			t.Errorf("%s: ADD without memory: %s", plugin, out)
+		}
+		n.kernel.FailIf(nil)
+		if d := before.Diff(n.kernel.Snapshot()); d != "" {
+			t.Errorf("%s: left behind %s", plugin, d)
+		}
+		delete(ipams, "asking")
+	}
 }
