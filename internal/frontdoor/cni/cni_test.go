@@ -63,6 +63,8 @@ func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
 		Allowlist:  filepath.Join(n.data, "allowlist.conf"),
 		Random:     func(b []byte) { next++; b[len(b)-1] = next },
 		IPv6:       func() bool { return true },
+		SELinux:    func() bool { return false },
+		Sysfs:      n.data + "/sys",
 		Firewalld:  func(context.Context) (Firewalld, error) { return n.firewalld, nil },
 	}
 	code := Main(n.Context(), h)
@@ -379,6 +381,32 @@ func TestErrors(t *testing.T) {
 		{"macvlan", "ADD", macvlan1, "CNI_ARGS=COLOUR=red", CodeEnvironment, []string{"CNI_ARGS", "COLOUR"}},
 		{"macvlan", "ADD", macvlan1, "CNI_IFNAME=lo", CodeInternal, []string{"CNI_IFNAME", "lo", "already"}},
 		{"macvlan", "CHECK", macvlan1, "", CodeConfig, []string{"prevResult"}},
+		{"tap", "ADD", with(tap1, "mtu", 67), "", CodeConfig, []string{"mtu", "67"}},
+		{"tap", "ADD", with(tap1, "mac", "02"), "", CodeConfig, []string{"mac", "02"}},
+		{"tap", "ADD", with(tap1, "owner", "root"), "", CodeDecode, []string{"owner", "number"}},
+		{"tap", "ADD", with(tap1, "group", -1), "", CodeDecode, []string{"group", "number"}},
+		{"tap", "ADD", with(tap1, "owner", 1<<32-1), "", CodeConfig, []string{"owner", "4294967295"}},
+		{"tap", "ADD", with(tap1, "bridge", "br0"), "", CodeConfig, []string{"bridge", "br0", "container"}},
+		{"tap", "ADD", with(tap1, "bridge", "lo"), "", CodeConfig, []string{"bridge", "lo", "loopback"}},
+		{"tap", "ADD", with(tap1, "bridge", "a b"), "", CodeConfig, []string{"bridge", "a b"}},
+		{"tap", "ADD", with(tap1, "selinuxContext", "a:b:c:s0"), "", CodeUnsupported, []string{"selinuxContext", "a:b:c:s0", "SELinux"}},
+		{"tap", "STATUS", with(tap1, "selinuxContext", "a:b:c:s0"), "", CodeUnavailable, []string{"selinuxContext"}},
+		{"tap", "CHECK", tap1, "", CodeConfig, []string{"prevResult"}},
+		{"tap", "ADD", tap1, "CNI_ARGS=COLOUR=red", CodeEnvironment, []string{"CNI_ARGS", "COLOUR"}},
+		{"host-device", "ADD", device1, "", CodeConfig, []string{"device", "eth3", "machine"}},
+		{"host-device", "ADD", with(device1, "device", "lo"), "", CodeConfig, []string{"device", "lo", "loopback"}},
+		{"host-device", "ADD", with(device1, "device", "a/b"), "", CodeConfig, []string{"device", "a/b"}},
+		{"host-device", "ADD", with(device1, "device", nil), "", CodeConfig, []string{"device", "hwaddr", "kernelpath", "pciBusID", "deviceID"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "hwaddr": "eth3"}`, "", CodeConfig, []string{"hwaddr", "eth3"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "hwaddr": "02:00:00:00:00:33"}`, "", CodeConfig, []string{"hwaddr", "02:00:00:00:00:33"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "kernelpath": "/etc"}`, "", CodeConfig, []string{"kernelpath", "/etc", "/sys/devices/"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "kernelpath": "/sys/devices/../../etc"}`, "", CodeConfig, []string{"kernelpath", "/sys/devices/"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "kernelpath": "/sys/devices/nope"}`, "", CodeConfig, []string{"kernelpath", "nope"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "pciBusID": "0000:00:00.9"}`, "", CodeConfig, []string{"pciBusID", "0000:00:00.9"}},
+		{"host-device", "ADD", `{"cniVersion": "1.1.0", "name": "net", "pciBusID": "../../net"}`, "", CodeConfig, []string{"pciBusID", "../../net"}},
+		{"host-device", "ADD", with(device1, "runtimeConfig", map[string]string{"deviceID": "vf7"}), "", CodeConfig, []string{"runtimeConfig.deviceID", "vf7"}},
+		{"host-device", "STATUS", device1, "", CodeUnavailable, []string{"device", "eth3"}},
+		{"host-device", "CHECK", device1, "", CodeConfig, []string{"prevResult"}},
 		{"macvlan", "STATUS", with(macvlan1, "master", "up9"), "", CodeUnavailable, []string{"master", "up9"}},
 		{"ipvlan", "ADD", with(ipvlan1, "mode", "bridge"), "", CodeConfig, []string{"mode", "bridge", "l3s"}},
 		{"ipvlan", "ADD", with(ipvlan1, "ipam", nil), "", CodeConfig, []string{"ipam.type"}},
@@ -467,7 +495,7 @@ func TestErrors(t *testing.T) {
 
 // A failure at any change takes back what is the attachment's and nothing of another's.
 func TestFailedAddSparesOthers(t *testing.T) {
-	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "firewall": firewall1, "macvlan": macvlan1, "ipvlan": ipvlan1, "vlan": vlan1, "dummy": dummy1} {
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": ptp1, "firewall": firewall1, "macvlan": macvlan1, "ipvlan": ipvlan1, "vlan": vlan1, "dummy": dummy1, "tap": tap1} {
 		for at := 1; ; at++ {
 			n := newNode(t)
 			n.kernel.AddNamespace("/run/netns/other")
@@ -597,6 +625,7 @@ var fuzzed = []struct{ plugin, conf string }{
 	{"static", `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`},
 	{"portmap", portmap1}, {"bandwidth", bandwidth2}, {"firewall", firewall1}, {"tuning", tuning1}, {"sbr", sbr1}, {"vrf", vrf1},
 	{"macvlan", macvlan1}, {"ipvlan", ipvlan1}, {"vlan", vlan1}, {"dummy", dummy1},
+	{"tap", tap1}, {"host-device", device1},
 }
 
 func FuzzConfig(f *testing.F) {

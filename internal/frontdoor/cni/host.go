@@ -42,6 +42,10 @@ type Host struct {
 	Firewalld func(context.Context) (Firewalld, error)
 	// IPv6 reports whether the kernel has IPv6.
 	IPv6 func() bool
+	// SELinux reports whether the kernel runs SELinux.
+	SELinux func() bool
+	// Sysfs is the folder that has the machine's devices (sysfs(5)).
+	Sysfs string
 }
 
 // netnsKind is what CNI_NETNS can turn out to be.
@@ -63,7 +67,7 @@ func SystemHost(newKernel func() kernel.Kernel) *Host {
 	return &Host{Args: os.Args, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Kernel: newKernel, Netns: systemNetns, Namespaces: systemNamespaces, Lock: systemLock, LockNetns: systemLockNetns,
 		Allowlist: allowlist, Random: systemRandom,
-		Firewalld: systemFirewalld, IPv6: systemIPv6}
+		Firewalld: systemFirewalld, IPv6: systemIPv6, SELinux: systemSELinux, Sysfs: "/sys"}
 }
 
 func systemNetns(path string) (netnsKind, error) {
@@ -152,4 +156,12 @@ func flock(path string, how int) (func(), error) {
 func systemIPv6() bool {
 	_, err := os.Stat("/proc/sys/net/ipv6")
 	return err == nil
+}
+
+// selinuxMagic is the type of the file system by which SELinux is governed.
+const selinuxMagic = 0xf97cff8c
+
+func systemSELinux() bool {
+	var st syscall.Statfs_t
+	return syscall.Statfs("/sys/fs/selinux", &st) == nil && uint32(st.Type) == selinuxMagic
 }

@@ -21,7 +21,7 @@ const (
 	dummy1   = `{"cniVersion": "1.1.0", "name": "net", "type": "dummy", "ipam": ` + gatewayIPAM + `}`
 )
 
-var inner = map[string]string{"macvlan": macvlan1, "ipvlan": ipvlan1, "vlan": vlan1, "dummy": dummy1}
+var inner = map[string]string{"macvlan": macvlan1, "ipvlan": ipvlan1, "vlan": vlan1, "dummy": dummy1, "tap": tap1}
 
 // add is an ADD that succeeds; it gives the result and the configuration that later verbs get.
 func (n *node) add(plugin, conf string, env ...string) (*Result, string) {
@@ -132,12 +132,12 @@ func TestInnerNameTaken(t *testing.T) {
 
 // What another implementation of the plugin made has no mark: CHECK and DEL go by its result.
 func TestInnerMadeByOthers(t *testing.T) {
-	for plugin, typ := range map[string]kernel.LinkType{"macvlan": kernel.Macvlan, "ipvlan": kernel.Ipvlan, "vlan": kernel.VLAN, "dummy": kernel.Dummy} {
+	for plugin, typ := range map[string]kernel.LinkType{"macvlan": kernel.Macvlan, "ipvlan": kernel.Ipvlan, "vlan": kernel.VLAN, "dummy": kernel.Dummy, "tap": kernel.Tap} {
 		n := newNode(t)
 		before := n.kernel.Snapshot()
 		l := &kernel.Link{NS: netns, Name: "eth0", Type: typ}
 		conf := with(inner[plugin], "ipam", map[string]any{"type": "static", "addresses": []any{map[string]string{"address": "10.1.0.2/24"}}})
-		if plugin != "dummy" {
+		if plugin != "dummy" && plugin != "tap" {
 			l.Parent = &kernel.Parent{Name: "up0"}
 		}
 		switch plugin {

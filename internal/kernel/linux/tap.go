@@ -145,8 +145,8 @@ func setTun(fd int, want *kernel.Link) error {
 	return nil
 }
 
-// HasSELinux reports whether the kernel runs SELinux.
-func HasSELinux() bool {
+// hasSELinux reports whether the kernel runs SELinux.
+func hasSELinux() bool {
 	var st unix.Statfs_t
 	return unix.Statfs("/sys/fs/selinux", &st) == nil && uint32(st.Type) == unix.SELINUX_MAGIC
 }
@@ -156,7 +156,7 @@ func HasSELinux() bool {
 // SELinux lets one of several threads change to a context that its own bounds (typebounds), and to no other. The thread
 // ends with f, as it might not be let back.
 func (p *space) doAs(context string, f func() error) error {
-	if !HasSELinux() {
+	if !hasSELinux() {
 		return fmt.Errorf("%w: SELinux context %q: the kernel runs no SELinux", kernel.ErrUnsupported, context)
 	}
 	done := make(chan error)
