@@ -33,9 +33,15 @@ var chains = []chain{
 	{Name: "ptp", IfName: "eth0", Goal: "0.60/0.70", Plugins: []object{{"type": "ptp", "ipam": hostLocal()}}},
 	{Name: "bridge", IfName: "eth0", Goal: "0.60/0.70", Plugins: []object{bridge(false)}},
 	{Name: "bridge+ipMasq", IfName: "eth0", Goal: "0.25/0.30", Plugins: []object{bridge(true)}},
-	{Name: "bridge+ipMasq+ports", IfName: "eth0", Goal: "0.12/0.17", Plugins: []object{bridge(true),
-		{"type": "portmap", "capabilities": object{"portMappings": true}}}},
+	{Name: "bridge+ipMasq+ports", IfName: "eth0", Goal: "0.12/0.17", Plugins: []object{bridge(true), portmap}},
+	{Name: "+firewall", IfName: "eth0", Goal: "0.12/0.17", Plugins: []object{bridge(true), portmap, {"type": "firewall"}}},
+	{Name: "+firewall+bandwidth", IfName: "eth0", Goal: "0.15/0.20", Plugins: []object{bridge(true), portmap, {"type": "firewall"}, bandwidth}},
 }
+
+var (
+	portmap   = object{"type": "portmap", "capabilities": object{"portMappings": true}}
+	bandwidth = object{"type": "bandwidth", "capabilities": object{"bandwidth": true}}
+)
 
 // programs gives the names of all plugins that the chain needs.
 func (c chain) programs() []string {
@@ -65,10 +71,11 @@ func (c chain) stdin(plugin object, i int, prev json.RawMessage) ([]byte, error)
 	}
 	if plugin["capabilities"] != nil {
 		port := 20000 + 2*i
+		// A runtime gives a plugin its own capabilities only; the others are not looked at.
 		conf["runtimeConfig"] = object{"portMappings": []object{
 			{"hostPort": port, "containerPort": 80, "protocol": "tcp"},
 			{"hostPort": port + 1, "containerPort": 53, "protocol": "udp"},
-		}}
+		}, "bandwidth": object{"ingressRate": 1000000000, "ingressBurst": 1 << 30, "egressRate": 1000000000, "egressBurst": 1 << 30}}
 	}
 	return json.Marshal(conf)
 }
