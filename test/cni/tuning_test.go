@@ -146,6 +146,9 @@ func TestSourceRouting(t *testing.T) {
 			if err := r.runtime.CheckNetworkList(r.Context(), one, r.conf("c", "eth0")); err != nil {
 				r.Errorf("check of the first: %v", err)
 			}
+			if err := r.runtime.CheckNetworkList(r.Context(), two, r.conf("c", "eth1", ports...)); err != nil {
+				r.Errorf("check of the second: %v", err)
+			}
 			r.del(two, r.conf("c", "eth1", ports...))
 			r.del(two, &libcni.RuntimeConf{ContainerID: "c", IfName: "eth1", NetNS: gone(r.T)})
 			if rules, err := r.container("c").Exec(r.Context(), "sh", "-c", "ip rule; ip -6 rule"); err != nil || strings.Contains(rules, second.v4.String()) || strings.Contains(rules, second.v6.String()) {

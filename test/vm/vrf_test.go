@@ -117,7 +117,7 @@ func TestCNIVRF(t *testing.T) {
 	reach("red", "peer-red")
 	reach("blue", "peer-blue")
 	for net, ifname := range nets {
-		if out, err := n.chain("CHECK", "c", ifname, results[net], vrf(net)); err != nil {
+		if out, err := n.chain("CHECK", "c", ifname, results[net], conf(net, 2, far), vrf(net)); err != nil {
 			t.Errorf("CHECK of %s: %s", net, out)
 		}
 	}

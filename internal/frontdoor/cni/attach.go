@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/reconcile"
@@ -515,12 +516,12 @@ func (p attacher) check(ctx context.Context, r *request) error {
 		return err
 	}
 	ours := a.host == a.veth()
+	var inner *kernel.Link
 	if p.inner != "" {
-		l, err := p.present(ctx, r)
-		if err != nil {
+		if inner, err = p.present(ctx, r); err != nil {
 			return err
 		}
-		ours = l != nil && a.marked(l.Alias)
+		ours = inner != nil && a.marked(inner.Alias)
 	}
 	if ours {
 		a.alias = a.mark()
@@ -537,10 +538,18 @@ func (p attacher) check(ctx context.Context, r *request) error {
 		return err
 	}
 	inside, rest := p2.insideRoutes(r.netns)
+	if inside, err = notMoved(ctx, r.kernel, inside); err != nil {
+		return err
+	}
 	if inside, err = behind(ctx, r.kernel, inside); err != nil {
 		return err
 	}
-	want := append([]kernel.Object{p2.link}, p2.shared...)
+	link := p2.link
+	if inner != nil && link != nil && inner.Master != link.Master { // the plugin vrf's
+		c := *link
+		c.Master, link = inner.Master, &c
+	}
+	want := append([]kernel.Object{link}, p2.shared...)
 	for _, o := range append(append(rest, inside...), p2.chains...) {
 		// What the reference plugin made is no element of ours; sysctls are the container's to change.
 		switch o.(type) {
@@ -554,6 +563,25 @@ func (p attacher) check(ctx context.Context, r *request) error {
 		want = append(want, o)
 	}
 	return differs(ctx, r.kernel, want)
+}
+
+// notMoved leaves out the routes of a container that a later plugin (sbr, vrf) moved to another table.
+func notMoved(ctx context.Context, k kernel.Kernel, routes []kernel.Object) ([]kernel.Object, error) {
+	if len(routes) == 0 {
+		return nil, nil
+	}
+	one := routes[0].(*kernel.Route)
+	objs, err := k.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Route{NS: one.NS, Link: one.Link}}})
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(routes, func(o kernel.Object) bool {
+		w := o.(*kernel.Route)
+		return slices.ContainsFunc(objs, func(o kernel.Object) bool {
+			r, ok := o.(*kernel.Route)
+			return ok && r.Dst == w.Dst && r.Via == w.Via && r.TableOrMain() != w.TableOrMain() && w.TableOrMain() == kernel.TableMain
+		})
+	}), nil
 }
 
 // differs gives an error that names what a kernel does not hold.

@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -182,5 +183,30 @@ route fd00:1::/64 dev eth0 table 1 metric 256`)
 	n.ok("vrf", "ADD", with(onEth1(vrf1), "table", 1001), "CNI_IFNAME=eth1")
 	if dump := n.kernel.Dump(); !strings.Contains(dump, "vrf table 1001") {
 		t.Errorf("there is no VRF with table 1001:\n%s", dump)
+	}
+}
+
+// What sbr and vrf move to other tables is no alarm of the plugin that made it.
+func TestCheckBeforeChained(t *testing.T) {
+	macvlan := `{"cniVersion": "1.1.0", "name": "net", "type": "macvlan", "master": "up0", "ipam": {"type": "static",
+		"addresses": [{"address": "10.1.0.2/24", "gateway": "10.1.0.1"}, {"address": "fd00:1::2/64", "gateway": "fd00:1::1"}], "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}`
+	for plugin, conf := range map[string]string{"bridge": bridge1, "ptp": strings.Replace(ptp1, `"ranges"`, `"routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}], "ranges"`, 1), "macvlan": macvlan} {
+		for chained, second := range map[string]string{"sbr": sbr1, "vrf": vrf1} {
+			n := newNode(t)
+			n.kernel.AddForeign(&kernel.Link{Name: "up0", Type: kernel.Bridge})
+			n.kernel.AddForeign(&kernel.LinkUp{Link: "up0"})
+			result := json.RawMessage(n.does(plugin, "ADD", conf))
+			n.ok(chained, "ADD", with(second, "prevResult", result))
+			n.ok(plugin, "CHECK", with(conf, "prevResult", result))
+			n.ok(chained, "CHECK", with(second, "prevResult", result))
+			n.ok(chained, "DEL", with(second, "prevResult", result))
+			if out, code := n.call(plugin, "CHECK", with(conf, "prevResult", result)); code == 0 {
+				t.Errorf("%s behind %s: CHECK does not notice that the routes are gone: %s", chained, plugin, out)
+			}
+			n.ok(plugin, "DEL", with(conf, "prevResult", result))
+			if dump := n.kernel.Dump(); strings.Contains(dump, netns) {
+				t.Errorf("%s behind %s: DEL leaves\n%s", chained, plugin, dump)
+			}
+		}
 	}
 }
