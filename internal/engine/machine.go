@@ -72,11 +72,17 @@ func patterns(hosts []string) []string {
 	return out
 }
 
+// standsFirst tells chains in which an accept before the last rule comes too late: firewalld's zones reject by themselves.
+func standsFirst(c kernel.ForeignChain) bool { return c.Table == "firewalld" }
+
 // accepts gives the rules that let our packets pass a chain that ends in a drop. Our own chain decides about them.
 func (e *Engine) accepts(c kernel.ForeignChain, ifnames []string) []kernel.Object {
+	if c.Locked {
+		return nil
+	}
 	var out []kernel.Object
 	add := func(format string, args ...any) {
-		out = append(out, &kernel.Accept{Family: c.Family, Table: c.Table, Chain: c.Chain, Rule: fmt.Sprintf(format, args...)})
+		out = append(out, &kernel.Accept{Family: c.Family, Table: c.Table, Chain: c.Chain, Rule: fmt.Sprintf(format, args...), First: standsFirst(c)})
 	}
 	for _, name := range ifnames {
 		switch c.Hook {

@@ -107,6 +107,13 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	for _, c := range f.Chains {
 		place := fmt.Sprintf("chain %s %s %s (%s; %s)", c.Family, c.Table, c.Chain, c.Owner, c.Why)
 		level, done := "note", "rules that accept packets of Seine's networks were added to that chain, behind its own"
+		switch {
+		case c.Locked:
+			level, done = "problem", "only its owner may change it; have it accept what comes from or goes to interfaces "+kernel.HostPrefix+"*: "+
+				"with firewalld, NftablesTableOwner=no in firewalld.conf lets Seine do that itself"
+		case standsFirst(c):
+			done = "rules that accept packets of Seine's networks were added to that chain, before its own"
+		}
 		for k, err := range problems {
 			if k.Kind == kernel.KindAccept && strings.HasPrefix(k.Name, c.Family+" "+c.Table+" "+c.Chain+" ") {
 				level, done = "problem", "an accept rule could not be added: "+err.Error()

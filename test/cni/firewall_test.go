@@ -1,7 +1,6 @@
 package cni_test
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -272,66 +271,8 @@ func TestFirewallTakesOver(t *testing.T) {
 // firewalld runs a firewalld of its own on the machine, on a bus of its own.
 func (r *rig) firewalld() (cli func(args string) string) {
 	r.Helper()
-	needPrograms(r.T, "dbus-daemon", "firewalld", "firewall-cmd")
-	dir, err := os.MkdirTemp("", "seine-bus-") // a socket's path is short
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() { _ = os.RemoveAll(dir) })
-	bus := "unix:path=" + dir + "/bus"
-	conf := fmt.Sprintf(`<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig><type>system</type><listen>%s</listen><auth>EXTERNAL</auth><policy context="default"><allow send_destination="*"/>
-<allow receive_sender="*"/><allow own="*"/><allow user="*"/></policy></busconfig>`, bus)
-	if err := os.WriteFile(dir+"/bus.conf", []byte(conf), 0o600); err != nil {
-		r.Fatal(err)
-	}
-	etc := dir + "/etc"
-	for _, sub := range []string{"", "/zones", "/services", "/policies", "/ipsets", "/icmptypes", "/helpers"} {
-		if err := os.Mkdir(etc+sub, 0o700); err != nil {
-			r.Fatal(err)
-		}
-	}
-	if err := os.WriteFile(etc+"/firewalld.conf", []byte("DefaultZone=public\nFirewallBackend=nftables\nIndividualCalls=yes\nCleanupModulesOnExit=no\n"), 0o600); err != nil {
-		r.Fatal(err)
-	}
-	env := append(os.Environ(), "DBUS_SYSTEM_BUS_ADDRESS="+bus)
-	r.daemon(env, "dbus-daemon", "--config-file="+dir+"/bus.conf", "--nofork", "--nopidfile")
-	r.await("the bus", func() bool { _, err := os.Stat(dir + "/bus"); return err == nil })
-	r.daemon(env, "firewalld", "--nofork", "--nopid", "--system-config", etc, "--log-file", dir+"/log")
-	run := func(args string) (string, error) {
-		return r.machine.Exec(context.Background(), "env", append([]string{"DBUS_SYSTEM_BUS_ADDRESS=" + bus, "firewall-cmd"}, strings.Fields(args)...)...)
-	}
-	r.await("firewalld", func() bool { _, err := run("--state"); return err == nil })
-	r.exec.bus = bus
-	return func(args string) string {
-		r.Helper()
-		out, err := run(args)
-		if err != nil {
-			r.Fatalf("firewall-cmd %s: %v: %s", args, err, out)
-		}
-		return strings.TrimSpace(out)
-	}
-}
-
-// daemon runs a program on the machine until the test ends.
-func (r *rig) daemon(env []string, name string, args ...string) {
-	r.Helper()
-	cmd := exec.Command(name, args...)
-	cmd.Env = env
-	if err := r.machine.Start(cmd); err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
-}
-
-func (r *rig) await(what string, ok func() bool) {
-	r.Helper()
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
-		if ok() {
-			return
-		}
-	}
-	r.Fatalf("%s does not come up", what)
+	r.exec.bus, cli = testkit.Firewalld(r.T, r.machine.NS)
+	return cli
 }
 
 // TestFirewalld: a real firewalld lets nobody out but sources of a trusted zone.

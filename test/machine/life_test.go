@@ -146,6 +146,7 @@ var hostile = map[string][]string{
 		"ip6tables -A INPUT -p ipv6-icmp -i eth0 -j ACCEPT", "iptables -A INPUT -i lo -j ACCEPT", "ip6tables -A INPUT -i lo -j ACCEPT"},
 	"nftables that rejects at the end": {"nft add table inet fw", "nft add chain inet fw passing { type filter hook forward priority 10 ; }",
 		"nft add rule inet fw passing ct state established,related accept", "nft add rule inet fw passing reject with icmpx admin-prohibited"},
+	"firewalld": {},
 }
 
 func TestMachineThatDropsForwardedPackets(t *testing.T) {
@@ -157,6 +158,9 @@ func TestMachineThatDropsForwardedPackets(t *testing.T) {
 				}
 				r := newRig(t, options{bridgeFilter: true})
 				apply := func() {
+					if name == "firewalld" {
+						testkit.Firewalld(t, r.machine.NS)
+					}
 					for _, cmd := range cmds {
 						f := strings.Fields(cmd)
 						if out, err := r.machine.Exec(r.Context(), f[0], f[1:]...); err != nil {
