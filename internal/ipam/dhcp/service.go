@@ -108,9 +108,13 @@ func New(k Applier, store Store, log *slog.Logger, o Options) *Service {
 	s := &Service{log: log, kernel: k, store: store, opts: o, slots: map[string]*slot{}}
 	s.families = []family{
 		{&client4{open: openWire, timeout: o.Timeout, toAll: o.Broadcast}, func(l *lease) **binding { return &l.V4 }},
+		{&client6{timeout: o.Timeout, routerWait: routerWait}, func(l *lease) **binding { return &l.V6 }},
 	}
 	return s
 }
+
+// routerWait is how long an IPv6 router is waited for when its DHCPv6 server has answered.
+const routerWait = 2 * time.Second
 
 // Run takes up the leases that are in the store, serves what comes in by the listener, which may be nil, and keeps the
 // leases until ctx ends. They are not given back then: the containers go on.
@@ -242,8 +246,7 @@ func (s *Service) take(ctx context.Context, l *lease) error {
 	}); err != nil {
 		return err
 	}
-	up := kernel.Change{Op: kernel.Create, New: &kernel.LinkUp{NS: l.Netns, Link: l.Interface}}
-	if err := errors.Join(s.kernel.Apply(ctx, []kernel.Change{up})...); err != nil {
+	if err := errors.Join(s.kernel.Apply(ctx, l.needs())...); err != nil {
 		return err
 	}
 	got := make([]*binding, len(s.families))
@@ -270,6 +273,15 @@ func (s *Service) take(ctx context.Context, l *lease) error {
 		err = errors.Join(err, s.store.SetValue(storePrefix+l.key(), ""))
 	}
 	return err
+}
+
+// needs is what the kernel has to hold before servers can be asked.
+func (l *lease) needs() []kernel.Change {
+	var out []kernel.Change
+	if l.Conf.V6 { // it may be off in the container's namespace
+		out = append(out, kernel.Change{Op: kernel.Create, New: &kernel.Sysctl{NS: l.Netns, Name: "net/ipv6/conf/" + l.Interface + "/disable_ipv6", Value: "0"}})
+	}
+	return append(out, kernel.Change{Op: kernel.Create, New: &kernel.LinkUp{NS: l.Netns, Link: l.Interface}})
 }
 
 func (l *lease) wants(f family) bool {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,39 +15,32 @@ import (
 // socket4 is a wire on a real interface: a packet socket that takes what is for a DHCPv4 client, whatever addresses the
 // interface has, and, for what goes by the container's routes, a UDP socket.
 type socket4 struct {
-	ctx    context.Context
-	l      *lease
-	index  int
-	mac    [6]byte
-	packet *os.File
-	udp    int // -1 while there is none
-	stop   func() bool
+	*port
+	l     *lease
+	index int
+	mac   [6]byte
+	udp   int // -1 while there is none
 }
 
 // openWire opens the sockets of a DHCPv4 client in a lease's namespace and notes what the interface is.
 func openWire(ctx context.Context, l *lease) (wire, error) {
-	s := &socket4{ctx: ctx, l: l, udp: -1}
-	fd := -1
-	_, err := enter(l.Netns, l.Space, func() error {
+	s := &socket4{l: l, udp: -1}
+	var err error
+	s.port, s.index, err = openPort(ctx, l, func(index int) (int, error) {
 		link, err := interfaceOf(l.Interface)
 		if err != nil {
-			return err
+			return -1, err
 		}
-		s.index = link.Index
 		copy(s.mac[:], link.HardwareAddr)
-		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0); err != nil {
-			return fmt.Errorf("packet socket: %w", err)
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			return -1, err
 		}
-		return listenPackets(fd, s.index)
+		return fd, listenPackets(fd, index)
 	})
 	if err != nil {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
 		return nil, err
 	}
-	s.packet = os.NewFile(uintptr(fd), "dhcp")
-	s.stop = context.AfterFunc(ctx, func() { _ = s.packet.SetReadDeadline(time.Unix(1, 0)) })
 	return s, nil
 }
 
@@ -98,18 +90,9 @@ func (s *socket4) broadcast(msg []byte, from netip.Addr) error {
 }
 
 func (s *socket4) direct(msg []byte, from, to netip.Addr, via [6]byte) error {
-	raw, err := s.packet.SyscallConn()
-	if err != nil {
-		return err
-	}
 	at := &unix.SockaddrLinklayer{Protocol: order(unix.ETH_P_IP), Ifindex: s.index, Halen: 6}
 	copy(at.Addr[:], via[:])
-	var sent error
-	err = raw.Write(func(fd uintptr) bool {
-		sent = unix.Sendto(int(fd), frame4(msg, from, to), 0, at)
-		return sent != unix.EAGAIN
-	})
-	if err = errors.Join(err, sent); err != nil {
+	if err := s.send(frame4(msg, from, to), at); err != nil {
 		return fmt.Errorf("interface %q: send to %s: %w", s.l.Interface, to, err)
 	}
 	return nil
@@ -150,27 +133,11 @@ func udpSocket(link string, from netip.Addr) (int, error) {
 }
 
 func (s *socket4) receive(until time.Time) (msg []byte, via [6]byte, err error) {
-	raw, err := s.packet.SyscallConn()
-	if err == nil {
-		err = s.packet.SetReadDeadline(until)
-	}
-	if err == nil {
-		err = s.ctx.Err() // it may have ended just before, and its deadline been overwritten
-	}
 	buf := make([]byte, 2048)
-	for err == nil {
-		var n int
-		var from unix.Sockaddr
-		var got error
-		err = raw.Read(func(fd uintptr) bool {
-			n, from, got = unix.Recvfrom(int(fd), buf, 0)
-			return got != unix.EAGAIN
-		})
-		if err != nil || errors.Is(got, unix.ENETDOWN) { // the latter is told once; the interface may come up again
-			continue
-		}
-		if err = got; err != nil {
-			break
+	for {
+		n, from, err := s.port.receive(until, buf)
+		if err != nil {
+			return nil, via, err
 		}
 		if at, ok := from.(*unix.SockaddrLinklayer); ok {
 			copy(via[:], at.Addr[:])
@@ -179,15 +146,13 @@ func (s *socket4) receive(until time.Time) (msg []byte, via [6]byte, err error) 
 			return msg, via, nil
 		}
 	}
-	return nil, via, err
 }
 
 // Close closes the sockets.
 func (s *socket4) Close() error {
-	s.stop()
 	if s.udp >= 0 {
 		unix.Close(s.udp)
 		s.udp = -1
 	}
-	return s.packet.Close()
+	return s.port.Close()
 }
