@@ -216,3 +216,49 @@ func TestDHCPWithoutServer(t *testing.T) {
 	r.del(list, r.conf("web", "eth0"))
 	r.same("after an ADD that was killed, and DEL", before)
 }
+
+// Either plugin works with either daemon.
+func TestDHCPWithTheReference(t *testing.T) {
+	folder := reference(t, "dhcp", "bridge")
+	for name, ours := range map[string]struct{ plugin, daemon bool }{
+		"its plugin, our daemon": {false, true}, "our plugin, its daemon": {true, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			testkit.Need(t, "program:dnsmasq")
+			r := newRig(t)
+			var socket string
+			if ours.daemon {
+				socket, _ = r.seined()
+			} else {
+				socket = filepath.Join(r.cache, "theirs")
+				r.background(r.machine.NS, folder+"/dhcp", "daemon", "-socketpath", socket)
+				r.wait("its daemon", func() bool { _, err := os.Stat(socket); return err == nil })
+			}
+			if !ours.plugin {
+				r.runtime = libcni.NewCNIConfigWithCacheDir([]string{folder}, r.cache, &inside{machine: r.machine.NS})
+			}
+			n := dhcpNets["bridge"](r, socket)
+			n.list = r.networkOf("lan", "1.0.0", fmt.Sprintf(`{"type": "bridge", "bridge": "br1", "ipam": {"type": "dhcp", "daemonSocketPath": %q,
+				"request": [{"option": "121"}], "provide": [{"option": "host-name", "value": "web"}]}}`, socket))
+			before := r.state()
+			a := r.add(n.list, "web", "eth0")
+			if !n.subnet.Contains(a.v4) || a.gw4 != n.server {
+				t.Errorf("address %s by %s", a.v4, a.gw4)
+			}
+			r.serve("web", 80)
+			testkit.Reach(t, r.machine.NS, "tcp", at(a.v4, 80))
+			if err := r.runtime.CheckNetworkList(t.Context(), n.list, r.conf("web", "eth0")); err != nil {
+				t.Errorf("CHECK: %v", err)
+			}
+			if log := n.heard(); !strings.Contains(log, "client provides name: web") {
+				t.Errorf("the server was not told the name:\n%s", log)
+			}
+			r.del(n.list, r.conf("web", "eth0"))
+			r.wait("RELEASE", func() bool { return strings.Contains(n.heard(), "DHCPRELEASE") })
+			if ours.plugin {
+				r.same("after DEL", before)
+			}
+		})
+	}
+}

@@ -80,12 +80,12 @@ func (c *conversation) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Answer is a CNI result (types/100) as gob carries it: fields are found by their names.
+// Answer is a CNI result (types/100) as gob carries it: fields are found by their names. There is no CNIVersion: the
+// caller has filled in its own, which may be older than ours.
 type Answer struct {
-	CNIVersion string
-	IPs        []*answerIP
-	Routes     []*answerRoute
-	DNS        dhcprpc.DNS
+	IPs    []*answerIP
+	Routes []*answerRoute
+	DNS    dhcprpc.DNS
 }
 
 type answerIP struct {
@@ -104,7 +104,6 @@ type answerRoute struct {
 }
 
 func (a *Answer) fill(r *dhcprpc.Result) {
-	a.CNIVersion = "1.1.0"
 	for _, ip := range r.IPs {
 		a.IPs = append(a.IPs, &answerIP{ipNet(ip.Address), ip.Gateway.AsSlice()})
 	}

@@ -3,6 +3,7 @@ package dhcprpc
 import (
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -70,19 +71,26 @@ const maxValue = 255
 // ParseConf reads a plugin's standard input and CNI_ARGS and validates what they ask of DHCP.
 func ParseConf(stdin []byte, cniArgs string) (*Conf, error) {
 	var in struct {
-		Name string
+		Name string `json:"name"`
 		IPAM struct {
-			DaemonSocketPath string
-			Provide          []struct{ Option, Value, FromArg string }
-			Request          []struct {
-				SkipDefault bool
-				Option      string
-			}
-			Priority int
-			Families []string
-		}
+			DaemonSocketPath string `json:"daemonSocketPath"`
+			Provide          []struct {
+				Option  string `json:"option"`
+				Value   string `json:"value"`
+				FromArg string `json:"fromArg"`
+			} `json:"provide"`
+			Request []struct {
+				SkipDefault bool   `json:"skipDefault"`
+				Option      string `json:"option"`
+			} `json:"request"`
+			Priority int      `json:"priority"`
+			Families []string `json:"families"`
+		} `json:"ipam"`
 	}
-	if err := json.Unmarshal(stdin, &in); err != nil {
+	err := json.Unmarshal(stdin, &in)
+	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
+		return nil, fmt.Errorf("key %q: is a %s, which is the wrong type", wrong.Field, wrong.Value)
+	} else if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	c := &Conf{Network: in.Name, Priority: in.IPAM.Priority, Socket: in.IPAM.DaemonSocketPath}
