@@ -3,4 +3,4 @@
 # a machine's kernel lacks.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 go list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.ImportPath}}{{end}}' \
-  ./test/vm ./internal/kernel/linux
+  ./test/vm ./internal/kernel/linux ./test/cni/cases

@@ -21,6 +21,7 @@ import (
 //	root                 to be root with CAP_NET_ADMIN and CAP_SYS_ADMIN
 //	ipv6                 IPv6 in the kernel
 //	bridge veth vxlan macvlan ipvlan vlan dummy vrf wireguard geneve ifb tun  links of that kind
+//	bridge-vlan-filtering  bridges that keep VLANs apart
 //	nft                  nftables with nat
 //	nft-ingress          nftables on what comes in by a link
 //	netem                the queueing discipline
@@ -74,7 +75,19 @@ var probes = map[string]func(*NS) error{
 		}
 		return nil
 	},
-	"bridge":    link(func(a netlink.LinkAttrs) netlink.Link { return &netlink.Bridge{LinkAttrs: a} }),
+	"bridge": link(func(a netlink.LinkAttrs) netlink.Link { return &netlink.Bridge{LinkAttrs: a} }),
+	"bridge-vlan-filtering": func(n *NS) error {
+		a, on := netlink.NewLinkAttrs(), true
+		a.Name = "probe0"
+		if err := n.nl.LinkAdd(&netlink.Bridge{LinkAttrs: a, VlanFiltering: &on}); err != nil {
+			return err
+		}
+		l, err := n.nl.LinkByName(a.Name)
+		if b, ok := l.(*netlink.Bridge); err == nil && (!ok || b.VlanFiltering == nil || !*b.VlanFiltering) {
+			return fmt.Errorf("a bridge does not keep the setting")
+		}
+		return err
+	},
 	"veth":      link(func(a netlink.LinkAttrs) netlink.Link { return &netlink.Veth{LinkAttrs: a, PeerName: "probe1"} }),
 	"dummy":     link(func(a netlink.LinkAttrs) netlink.Link { return &netlink.Dummy{LinkAttrs: a} }),
 	"ifb":       link(func(a netlink.LinkAttrs) netlink.Link { return &netlink.Ifb{LinkAttrs: a} }),

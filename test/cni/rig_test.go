@@ -28,27 +28,13 @@ import (
 	"github.com/seine-net/seine/internal/testkit"
 )
 
-// bin builds the program once and gives a folder where it lies under the name of each plugin, as on a node.
+// bin gives a folder with the plugins, as on a node.
 var bin = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "seine-cni-")
 	if err != nil {
 		return "", err
 	}
-	program := filepath.Join(dir, "seine-cni")
-	cmd := exec.Command("go", "build", "-o", program, "./cmd/seine-cni")
-	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return dir, fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	link := os.Link
-	for _, name := range cni.Names() {
-		if err := link(program, filepath.Join(dir, name)); err != nil {
-			return dir, err
-		}
-		link = os.Symlink // either kind works
-	}
-	return dir, nil
+	return dir, testkit.BuildCNI(dir, cni.Names()...)
 })
 
 func TestMain(m *testing.M) {
