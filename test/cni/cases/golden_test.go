@@ -43,7 +43,22 @@ func readGolden(c *configuration) (golden, error) {
 			return nil, fmt.Errorf("%s: mode %q is missing", goldenPath(c), mode)
 		}
 	}
-	return g, nil
+	return g, c.expected(g)
+}
+
+// expected tells whether ADD ended as the configuration's meta says.
+func (c *configuration) expected(g golden) error {
+	failed := ""
+	for _, line := range g["normal"] {
+		if strings.HasPrefix(line, "ADD ") && !strings.HasSuffix(line, ": ok") {
+			failed = line
+		}
+	}
+	want := fmt.Sprintf(": error %d of ", c.Expect.Code)
+	if c.Expect.Add == "" && failed != "" || c.Expect.Add == "error" && !strings.Contains(failed, want) {
+		return fmt.Errorf("%s: %q, but the configuration's meta expects %+v", goldenPath(c), failed, c.Expect)
+	}
+	return nil
 }
 
 // text is what readGolden reads.

@@ -87,7 +87,8 @@ func perform(t *testing.T, c *configuration, mode, bin string, want *expectation
 			return nil, err
 		}
 	}
-	return r.lines, r.look("DEL")
+	err = r.look("DEL")
+	return r.lines, err
 }
 
 // prepare makes what the configuration's meta wants on the machine.
