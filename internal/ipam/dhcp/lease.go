@@ -76,28 +76,24 @@ func (l *lease) result() *dhcprpc.Result {
 	return out
 }
 
-// Info is a lease for people.
-type Info struct {
-	Container, Network, Interface string
-	Addresses                     []string
-	// Expires is the zero Time for never.
-	Expires time.Time
-	// Problem is "" for a lease that holds.
-	Problem string
-}
-
-func (l *lease) info() Info {
-	i := Info{Container: l.Container, Network: l.Network, Interface: l.Interface, Problem: l.Lost}
+// addresses and expires are for people; never is the zero Time.
+func (l *lease) addresses() []string {
+	var out []string
 	for _, b := range []*binding{l.V4, l.V6} {
-		if b == nil {
-			continue
-		}
-		i.Addresses = append(i.Addresses, b.Addr.String())
-		if !b.Expire.IsZero() && (i.Expires.IsZero() || b.Expire.Before(i.Expires)) {
-			i.Expires = b.Expire
+		if b != nil {
+			out = append(out, b.Addr.String())
 		}
 	}
-	return i
+	return out
+}
+
+func (l *lease) expires() (first time.Time) {
+	for _, b := range []*binding{l.V4, l.V6} {
+		if b != nil && !b.Expire.IsZero() && (first.IsZero() || b.Expire.Before(first)) {
+			first = b.Expire
+		}
+	}
+	return first
 }
 
 // String names the lease for logs.

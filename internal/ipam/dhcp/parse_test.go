@@ -379,7 +379,7 @@ func FuzzStored(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		if l, err := parseLease("dhcp/c/n/i", s); err == nil {
 			l.result()
-			l.info()
+			l.expires()
 		}
 	})
 }

@@ -268,3 +268,16 @@ func contains(r *rig, what, in string, want ...string) {
 		}
 	}
 }
+
+// kept are the leases that are kept.
+func (s *Service) kept() []*lease {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var out []*lease
+	for _, p := range s.slots {
+		if p.held != nil {
+			out = append(out, p.held.lease)
+		}
+	}
+	return out
+}

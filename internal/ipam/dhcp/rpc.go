@@ -17,20 +17,27 @@ import (
 	"github.com/seine-net/seine/internal/ipam/dhcprpc"
 )
 
-// serve answers net/rpc over HTTP's CONNECT (rpc.DialHTTP) until ctx ends or the listener fails.
-func (s *Service) serve(ctx context.Context, door net.Listener) error {
+// acceptPause is how long to wait when nobody can be let in, for want of descriptors, say.
+const acceptPause = time.Second
+
+// serve answers net/rpc over HTTP's CONNECT (rpc.DialHTTP) until ctx ends.
+func (s *Service) serve(ctx context.Context, door net.Listener) {
 	stop := context.AfterFunc(ctx, func() { _ = door.Close() })
 	defer stop()
 	for {
 		c, err := door.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		switch {
+		case err == nil:
+			s.running.Go(func() { s.talk(ctx, c) })
+		case ctx.Err() != nil:
+			return
+		default:
+			s.log.Error("DHCP socket", "err", err)
+			select {
+			case <-time.After(acceptPause):
+			case <-ctx.Done():
 			}
-			_ = door.Close()
-			return fmt.Errorf("DHCP socket: %w", err)
 		}
-		s.running.Go(func() { s.talk(ctx, c) })
 	}
 }
 
@@ -39,6 +46,7 @@ const greetTimeout = 10 * time.Second
 
 // talk serves one connection. Who hangs up waits for nothing any more: what was asked is given up.
 func (s *Service) talk(ctx context.Context, c net.Conn) {
+	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -128,7 +126,7 @@ func (s *Service) Run(ctx context.Context, door net.Listener) error {
 		if err != nil {
 			s.log.Error("a lease can't be read; it is forgotten", "err", err)
 			if err := s.store.SetValue(name, ""); err != nil {
-				return err
+				s.log.Error("a lease can't be removed from the store", "lease", name, "err", err)
 			}
 			continue
 		}
@@ -141,20 +139,8 @@ func (s *Service) Run(ctx context.Context, door net.Listener) error {
 		<-ctx.Done()
 		return nil
 	}
-	return s.serve(ctx, door)
-}
-
-// Leases gives all leases, by their keys.
-func (s *Service) Leases() []Info {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var out []Info
-	for _, key := range slices.Sorted(maps.Keys(s.slots)) {
-		if h := s.slots[key].held; h != nil {
-			out = append(out, h.lease.info())
-		}
-	}
-	return out
+	s.serve(ctx, door)
+	return nil
 }
 
 // enlist makes a slot where there is none, and keeps it until leave. The context is the slot's asking.
@@ -211,8 +197,12 @@ func (s *Service) allocate(ctx context.Context, l *lease) (*dhcprpc.Result, erro
 	}
 	defer done()
 	if have := s.current(p); have != nil {
-		if _, err := enter(have.Netns, have.Space, nil); err == nil && have.Netns == l.Netns {
+		_, err := enter(have.Netns, have.Space, nil)
+		switch {
+		case err == nil && have.Netns == l.Netns:
 			return have.holds()
+		case err != nil && !errors.Is(err, errGone):
+			return nil, err
 		}
 		if err := s.giveBack(ctx, p); err != nil { // that container is gone
 			return nil, err
@@ -222,14 +212,14 @@ func (s *Service) allocate(ctx context.Context, l *lease) (*dhcprpc.Result, erro
 		return nil, err
 	}
 	s.keep(l, false)
-	s.log.Info("lease", "for", l.String(), "addresses", l.info().Addresses, "expires", l.info().Expires)
+	s.log.Info("lease", "for", l.String(), "addresses", l.addresses(), "expires", l.expires())
 	return l.result(), nil
 }
 
 // holds gives what the plugin is told, or why the lease is lost.
 func (l *lease) holds() (*dhcprpc.Result, error) {
 	if l.Lost != "" {
-		return nil, fmt.Errorf("the lease of %s was lost: %s", l.info().Addresses, l.Lost)
+		return nil, fmt.Errorf("the lease of %s was lost: %s", l.addresses(), l.Lost)
 	}
 	return l.result(), nil
 }
@@ -370,7 +360,7 @@ func (s *Service) giveBack(ctx context.Context, p *slot) error {
 	s.mu.Lock()
 	p.held = nil
 	s.mu.Unlock()
-	s.log.Info("lease given back", "for", l.String(), "addresses", l.info().Addresses)
+	s.log.Info("lease given back", "for", l.String(), "addresses", l.addresses())
 	return nil
 }
 

@@ -53,8 +53,8 @@ func TestLease(t *testing.T) {
 	r.eventually("RELEASE", func() bool {
 		return strings.Contains(r.heard(), "DHCPRELEASE(br0) "+res.IPs[0].Address.Addr().String())
 	})
-	if n := len(r.svc.Leases()) + len(r.store.m) + len(r.svc.slots); n != 0 {
-		t.Errorf("left behind: %+v %v %v", r.svc.Leases(), r.store.m, r.svc.slots)
+	if n := len(r.svc.kept()) + len(r.store.m) + len(r.svc.slots); n != 0 {
+		t.Errorf("left behind: %+v %v %v", r.svc.kept(), r.store.m, r.svc.slots)
 	}
 }
 
@@ -91,7 +91,7 @@ func TestRestart(t *testing.T) {
 		t.Errorf("after the restart %v, want %v", got.IPs, res.IPs)
 	}
 	r.eventually("a renewal", func() bool { return strings.Count(r.heard(), "DHCPACK") >= 3 })
-	r.eventually("forgetting the one that is gone", func() bool { return len(r.svc.Leases()) == 1 })
+	r.eventually("forgetting the one that is gone", func() bool { return len(r.svc.kept()) == 1 })
 	if _, err := r.call(dhcprpc.Check, conf4, "other", r.c); err == nil {
 		t.Errorf("the lease %v of a container that is gone is kept", gone.IPs)
 	}
@@ -184,7 +184,7 @@ func TestContainerEnds(t *testing.T) {
 	if _, err := r.call(dhcprpc.Allocate, conf4, "other", r.c); err != nil {
 		t.Errorf("%s is gone, but: %v", path, err)
 	}
-	if l := r.svc.Leases(); len(l) != 1 {
+	if l := r.svc.kept(); len(l) != 1 {
 		t.Errorf("%d leases, want 1", len(l))
 	}
 }
@@ -250,7 +250,7 @@ func TestCollect(t *testing.T) {
 		strings.Replace(conf4, "{", `{"cni.dev/valid-attachments": [{"containerID": "b", "ifname": "eth0"}],`, 1): 2,
 	} {
 		_, err := r.call(dhcprpc.Collect, conf, "", nil)
-		if got := len(r.svc.Leases()); (err == nil) != (want == 2) || want == 2 && got != want {
+		if got := len(r.svc.kept()); (err == nil) != (want == 2) || want == 2 && got != want {
 			t.Errorf("GC %s: %v, %d leases left, want %d", conf, err, got, want)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,10 +47,15 @@ func openWire(ctx context.Context, l *lease) (wire, error) {
 
 // interfaceOf finds an interface of Ethernet's kind.
 func interfaceOf(name string) (*net.Interface, error) {
-	link, err := net.InterfaceByName(name)
+	all, err := net.Interfaces() // of net.InterfaceByName one can't tell failing from finding none
 	if err != nil {
-		return nil, fmt.Errorf("%w: interface %q: %w", errGone, name, err)
+		return nil, fmt.Errorf("interface %q: %w", name, err)
 	}
+	i := slices.IndexFunc(all, func(l net.Interface) bool { return l.Name == name })
+	if i < 0 {
+		return nil, fmt.Errorf("%w: there is no %q", errGone, name)
+	}
+	link := &all[i]
 	if len(link.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("interface %q: hardware address %q: want one of 6 bytes", name, link.HardwareAddr)
 	}
