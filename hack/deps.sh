@@ -15,7 +15,7 @@ packages=(
   dbus-daemon  # firewalld listens there
   iputils-ping # a second opinion on reachability
   dnsmasq-base # DHCP servers that the leases of tests come from
-  kea-dhcp4-server
+  kea-dhcp4-server # as its package configures it, it serves nobody
   kea-dhcp6-server
   containernetworking-plugins # what the CNI benches and tests compare with
 )

@@ -87,12 +87,12 @@ func (r *rig) wait(what string, f func() bool) {
 }
 
 // dnsmasq serves DHCP on an interface that has an address.1 of a /24.
-func (r *rig) dnsmasq(ns *testkit.NS, link, subnet string) (heard func() string) {
+func (r *rig) dnsmasq(ns *testkit.NS, link, subnet string, more ...string) (heard func() string) {
 	r.Helper()
 	log := filepath.Join(r.T.TempDir(), "log")
-	r.background(ns, "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--interface="+link, "--bind-interfaces", "--port=0", "--no-ping",
+	r.background(ns, "dnsmasq", append(more, "--no-daemon", "--conf-file=/dev/null", "--interface="+link, "--bind-interfaces", "--port=0", "--no-ping",
 		"--dhcp-authoritative", "--dhcp-range="+subnet+".100,"+subnet+".120,255.255.255.0,120", "--dhcp-option=option:dns-server,"+subnet+".1",
-		"--dhcp-option=option:router,"+subnet+".1", "--dhcp-leasefile="+log+".leases", "--user=root", "--log-dhcp", "--log-facility="+log, "--pid-file=")
+		"--dhcp-option=option:router,"+subnet+".1", "--dhcp-leasefile="+log+".leases", "--user=root", "--log-dhcp", "--log-facility="+log, "--pid-file=")...)
 	return func() string {
 		b, _ := os.ReadFile(log)
 		return string(b)
@@ -193,28 +193,70 @@ func TestDHCP(t *testing.T) {
 	}
 }
 
-// Without a server ADD fails in time and leaves nothing, and so does GC.
-func TestDHCPWithoutServer(t *testing.T) {
+// Both families: IPv6 works when ADD returns, the way out is the router that advertises itself, and CHECK agrees.
+func TestDHCPDual(t *testing.T) {
 	t.Parallel()
+	testkit.Need(t, "program:dnsmasq")
 	r := newRig(t)
 	socket, _ := r.seined()
-	list := r.network("lan", fmt.Sprintf(`{"type": "bridge", "bridge": "br1", "ipam": {"type": "dhcp", "daemonSocketPath": %q}}`, socket))
+	for _, c := range []string{"ip link add br1 type bridge", "sysctl -qw net.ipv6.conf.br1.accept_dad=0", "ip link set br1 up",
+		"ip addr add 10.66.0.1/24 dev br1", "ip addr add fd66::1/64 dev br1 nodad"} {
+		if _, err := r.machine.Exec(t.Context(), "sh", "-c", c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	heard := r.dnsmasq(r.machine.NS, "br1", "10.66.0", "--dhcp-range=fd66::100,fd66::200,64,120", "--enable-ra", "--dhcp-option=option6:dns-server,[fd66::1]")
+	list := r.network("lan", fmt.Sprintf(`{"type": "bridge", "bridge": "br1", "ipam": {"type": "dhcp", "daemonSocketPath": %q, "families": ["4", "6"]}}`, socket))
 	before := r.state()
-	_, err := r.runtime.AddNetworkList(t.Context(), list, r.conf("web", "eth0"))
-	if err == nil || !strings.Contains(err.Error(), "no server answers") {
-		t.Errorf("ADD: %v", err)
+	a := r.add(list, "web", "eth0")
+	if !netip.MustParsePrefix("10.66.0.0/24").Contains(a.v4) || !netip.MustParsePrefix("fd66::/64").Contains(a.v6) || !a.gw6.IsLinkLocalUnicast() {
+		t.Errorf("addresses %+v", a)
 	}
-	r.same("after an ADD that failed", before)
-	if _, err := r.container("web").Netlink().LinkByName("eth0"); err == nil {
-		t.Error("the container keeps its interface")
+	gateway := testkit.Serve(t, r.machine.NS, "udp", "[::]:7000")
+	testkit.Reach(t, r.container("web"), "udp", netip.AddrPortFrom(netip.MustParseAddr("fd66::1"), gateway.Port()))
+	r.serve("web", 80)
+	for _, v4 := range []bool{true, false} {
+		testkit.Reach(t, r.machine.NS, "tcp", at(a.of(v4), 80))
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-	defer cancel()
-	if _, err := r.runtime.AddNetworkList(ctx, list, r.conf("web", "eth0")); err == nil {
-		t.Error("a runtime that gives up gets a lease")
+	routes, err := r.container("web").Exec(t.Context(), "ip", "-6", "route")
+	if err != nil || !strings.Contains(routes, "default via "+a.gw6.String()+" dev eth0") || !strings.Contains(routes, "fd66::/64 dev eth0") {
+		t.Errorf("routes %q (%v)", routes, err)
+	}
+	if err := r.runtime.CheckNetworkList(t.Context(), list, r.conf("web", "eth0")); err != nil {
+		t.Errorf("CHECK: %v; routes %s", err, routes)
 	}
 	r.del(list, r.conf("web", "eth0"))
-	r.same("after an ADD that was killed, and DEL", before)
+	r.wait("both RELEASEs", func() bool { return strings.Count(heard(), "DHCPRELEASE(br1)") == 2 })
+	r.same("after DEL", before)
+}
+
+// Without a server ADD fails in time and leaves nothing, and so it does when the runtime gives up before.
+func TestDHCPWithoutServer(t *testing.T) {
+	for kind, conf := range map[string]string{"bridge": `"bridge": "br1"`, "macvlan": `"master": "eth0"`} {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			testkit.Need(t, kind)
+			r := newRig(t)
+			socket, _ := r.seined()
+			list := r.network("lan", fmt.Sprintf(`{"type": %q, %s, "ipam": {"type": "dhcp", "daemonSocketPath": %q}}`, kind, conf, socket))
+			before := r.state()
+			_, err := r.runtime.AddNetworkList(t.Context(), list, r.conf("web", "eth0"))
+			if err == nil || !strings.Contains(err.Error(), "no server answers") {
+				t.Errorf("ADD: %v", err)
+			}
+			r.same("after an ADD that failed", before)
+			if _, err := r.container("web").Netlink().LinkByName("eth0"); err == nil {
+				t.Error("the container keeps its interface")
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			if _, err := r.runtime.AddNetworkList(ctx, list, r.conf("web", "eth0")); err == nil {
+				t.Error("a runtime that gives up gets a lease")
+			}
+			r.del(list, r.conf("web", "eth0"))
+			r.same("after an ADD that was killed, and DEL", before)
+		})
+	}
 }
 
 // Either plugin works with either daemon.

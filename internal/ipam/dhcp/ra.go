@@ -14,7 +14,6 @@ type advert struct {
 	// router is a link-local address; gateway says that it takes packets to everywhere.
 	router  netip.Addr
 	gateway bool
-	mtu     int
 	onLink  []netip.Prefix
 	dns     []netip.Addr
 	search  []string
@@ -26,7 +25,6 @@ const (
 	icmpAdvert  = 134
 
 	ndPrefix = 3
-	ndMTU    = 5
 	ndDNS    = 25
 	ndSearch = 31
 )
@@ -49,8 +47,6 @@ func parseAdvert(b []byte, from netip.Addr) (*advert, error) {
 			if o[3]&0x80 != 0 && p.IsValid() && binary.BigEndian.Uint32(o[4:]) > 0 {
 				a.onLink = append(a.onLink, p.Masked())
 			}
-		case o[0] == ndMTU:
-			a.mtu = int(binary.BigEndian.Uint32(o[4:]))
 		case o[0] == ndDNS && binary.BigEndian.Uint32(o[4:]) > 0:
 			a.dns = append(a.dns, addrs6(o[8:])...)
 		case o[0] == ndSearch && binary.BigEndian.Uint32(o[4:]) > 0:
@@ -68,9 +64,6 @@ func trimPadding(v []byte) []byte {
 	return v
 }
 
-// leastMTU is IPv6's (RFC 8200 section 5).
-const leastMTU = 1280
-
 // learn adds to a binding what a router says: how long the address's prefix on the link is, the default route, and the
 // settings of the resolver where the server gave none.
 func (b *binding) learn(a *advert) {
@@ -82,11 +75,8 @@ func (b *binding) learn(a *advert) {
 	}
 	if a.gateway {
 		b.Gateway = a.router
-		r := dhcprpc.Route{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), GW: a.router}
-		if a.mtu >= leastMTU && a.mtu <= 65535 {
-			r.MTU = a.mtu
-		}
-		b.Routes = []dhcprpc.Route{r}
+		// As the container's kernel makes it, where that listens to routers: then the one that is there is this one.
+		b.Routes = []dhcprpc.Route{{Dst: netip.PrefixFrom(netip.IPv6Unspecified(), 0), GW: a.router}}
 	}
 	if len(b.DNS) == 0 {
 		b.DNS = slices.Clone(a.dns)
