@@ -42,6 +42,9 @@ type Sandbox struct {
 	// process's start time (proc_pid_stat(5), field 22), filled in by the daemon, against reuse of the number.
 	PID      int    `json:"pid,omitempty"`
 	PIDStart uint64 `json:"pidStart,omitempty"`
+	// Cookie is the namespace's identity (SO_NETNS_COOKIE in socket(7), Linux 5.14), filled in by the daemon, against
+	// another namespace under the same path; 0 where the kernel does not tell it.
+	Cookie uint64 `json:"cookie,omitempty"`
 }
 
 // Port publishes a container's port on the machine.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -282,6 +283,9 @@ func (d *daemon) watchEvents(ctx context.Context, events <-chan linux.Event) {
 				return
 			}
 			d.log.Debug("kernel changed", "keys", ev.Keys, "down", ev.Down, "all", ev.All, "facts", ev.Facts)
+			if err := d.engine.CollectReplaced(ctx, d.wanted(append(links(ev.Keys), ev.Down...))); err != nil {
+				d.log.Warn("detaching endpoints of replaced namespaces", "err", err)
+			}
 			if ev.All || len(d.wanted(ev.Down)) > 0 {
 				d.loop.Touch()
 			} else if keys := d.wanted(ev.Keys); len(keys) > 0 {
@@ -303,6 +307,10 @@ func (d *daemon) watchEvents(ctx context.Context, events <-chan linux.Event) {
 			d.machine.ended() // a program that was killed may have held its lock when it was looked for
 		}
 	}
+}
+
+func links(keys []kernel.Key) []kernel.Key {
+	return slices.DeleteFunc(slices.Clone(keys), func(k kernel.Key) bool { return k.Kind != kernel.KindLink })
 }
 
 // wanted keeps the keys that somebody wants: the others are not ours to mend.

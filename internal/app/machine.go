@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seine-net/seine/internal/kernel/linux"
 )
 
 // machine answers the engine's questions about namespaces and processes.
@@ -53,28 +55,32 @@ func newMachine(log *slog.Logger, ended func()) (*machine, error) {
 }
 
 // CheckNetns implements engine.Machine.
-func (m *machine) CheckNetns(path string) error {
+func (m *machine) CheckNetns(path string) (uint64, error) {
 	// O_NONBLOCK: whatever lies there, opening it must not hang.
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("can't be opened: %w", err)
+		return 0, fmt.Errorf("can't be opened: %w", err)
 	}
 	defer unix.Close(fd)
 	var fs unix.Statfs_t
 	if err := unix.Fstatfs(fd, &fs); err != nil || fs.Type != unix.NSFS_MAGIC {
-		return errors.New("is no namespace")
+		return 0, errors.New("is no namespace")
 	}
 	if kind, err := unix.IoctlRetInt(fd, unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
-		return errors.New("is no network namespace")
+		return 0, errors.New("is no network namespace")
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return fmt.Errorf("can't be examined: %w", err)
+		return 0, fmt.Errorf("can't be examined: %w", err)
 	}
 	if st.Ino == m.own {
-		return errors.New("is the machine's own network namespace")
+		return 0, errors.New("is the machine's own network namespace")
 	}
-	return nil
+	cookie, err := linux.NetnsCookie(fd)
+	if err != nil {
+		return 0, fmt.Errorf("can't be entered: %w", err)
+	}
+	return cookie, nil
 }
 
 // ProcessStart implements engine.Machine.

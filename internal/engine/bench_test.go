@@ -29,9 +29,9 @@ func (willing) Apply(_ context.Context, c []kernel.Change) []error          { re
 
 type anywhere struct{}
 
-func (anywhere) CheckNetns(string) error          { return nil }
-func (anywhere) ProcessStart(int) (uint64, error) { return 1, nil }
-func (anywhere) WatchProcess(int, uint64, func()) {}
+func (anywhere) CheckNetns(string) (uint64, error) { return 0, nil }
+func (anywhere) ProcessStart(int) (uint64, error)  { return 1, nil }
+func (anywhere) WatchProcess(int, uint64, func())  {}
 
 // BenchmarkAttach is the engine's own share of an attach and a detach at a number of endpoints that are there, and the
 // memory that one of these takes.

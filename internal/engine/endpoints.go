@@ -94,6 +94,9 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 		return ep, err
 	}
 	keys, err := e.setEndpoint(ep)
+	if old != nil && old.Sandbox.Cookie != ep.Sandbox.Cookie { // nothing of before is in the other namespace
+		e.Loop.Touch(e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))...)
+	}
 	if err == nil && (changed || len(keys) > 0) {
 		err = e.Loop.Sync(ctx, e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name)))
 		if err == nil && len(keys) > 0 {
@@ -118,9 +121,14 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 // checkSandbox checks what can be known about the sandbox before anything is touched.
 func (e *Engine) checkSandbox(noun string, ep *api.Endpoint) error {
 	if ep.Sandbox.Netns != "" {
-		if err := e.Machine.CheckNetns(ep.Sandbox.Netns); err != nil {
+		cookie, err := e.Machine.CheckNetns(ep.Sandbox.Netns)
+		if err != nil {
 			return api.FieldError(noun, "sandbox.netns", ep.Sandbox.Netns, err.Error(), "the path of a network namespace")
 		}
+		if ep.Sandbox.Cookie != 0 && ep.Sandbox.Cookie != cookie {
+			return api.FieldError(noun, "sandbox.cookie", ep.Sandbox.Cookie, "is of another namespace", fmt.Sprintf("%d, or none", cookie))
+		}
+		ep.Sandbox.Cookie = cookie
 	}
 	if ep.Sandbox.PID != 0 {
 		start, err := e.Machine.ProcessStart(ep.Sandbox.PID)
@@ -534,13 +542,41 @@ func (e *Engine) Collect(ctx context.Context) error {
 			continue
 		}
 		for _, ep := range e.Store.Endpoints() {
-			if driver.EndpointOwner(ep.Network, ep.Name) == e.Want.OwnerOf(k) && e.Machine.CheckNetns(ep.Sandbox.Netns) != nil {
-				e.Log.Info("the namespace is gone: endpoint is detached", "endpoint", ep.Key())
-				if err := e.DeleteEndpoint(ctx, ep.Network, ep.Name, 0); err != nil && api.CodeOf(err) != api.NotFound {
-					errs = append(errs, err)
-				}
+			if driver.EndpointOwner(ep.Network, ep.Name) != e.Want.OwnerOf(k) {
+				continue
+			}
+			if _, err := e.Machine.CheckNetns(ep.Sandbox.Netns); err != nil {
+				errs = append(errs, e.lose(ctx, ep, "the namespace is gone: endpoint is detached"))
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// CollectReplaced detaches endpoints that own one of the keys and whose namespace's path is another one's now. It is for
+// interfaces that somebody else removed: they are not to be made anew in a namespace that nobody attached.
+func (e *Engine) CollectReplaced(ctx context.Context, keys []kernel.Key) error {
+	if len(keys) == 0 {
+		return nil
+	}
+	var errs []error
+	owners := map[string]bool{}
+	for _, k := range keys {
+		owners[e.Want.OwnerOf(k)] = true
+	}
+	for _, ep := range e.Store.Endpoints() {
+		if owners[driver.EndpointOwner(ep.Network, ep.Name)] && e.replaced(ep) {
+			errs = append(errs, e.lose(ctx, ep, "another namespace has the path: endpoint is detached"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) lose(ctx context.Context, ep api.Endpoint, why string) error {
+	e.Log.Info(why, "endpoint", ep.Key())
+	err := e.DeleteEndpoint(ctx, ep.Network, ep.Name, 0)
+	if api.CodeOf(err) == api.NotFound {
+		return nil
+	}
+	return err
 }

@@ -60,8 +60,9 @@ type Relay struct {
 
 // Machine is what the engine asks about the machine beyond Facts.
 type Machine interface {
-	// CheckNetns says why a path is not a network namespace that an interface can be put into; nil if it is one.
-	CheckNetns(path string) error
+	// CheckNetns gives the identity of the network namespace that a path names, 0 where the kernel does not tell it. The
+	// error says why an interface can't be put there.
+	CheckNetns(path string) (cookie uint64, err error)
 	// ProcessStart gives the start time of a process (proc_pid_stat(5), field 22), an error if there is none.
 	ProcessStart(pid int) (uint64, error)
 	// WatchProcess calls gone once when the process has ended or is another one than started then; it does not block.
@@ -113,6 +114,9 @@ func New(c Config, facts kernel.Facts) *Engine {
 // returned before the first verb. What the kernel refuses is in the nouns' status and tried again; it is no error here.
 func (e *Engine) Load(ctx context.Context) error {
 	if err := e.forgetBoot(); err != nil {
+		return err
+	}
+	if err := e.forgetReplaced(); err != nil {
 		return err
 	}
 	e.mu.Lock()
@@ -170,6 +174,31 @@ func (e *Engine) forgetBoot() error {
 		}
 	}
 	return e.Store.SetValue("boot", e.Boot)
+}
+
+// forgetReplaced drops the endpoints of namespaces that are gone while another one has their path.
+func (e *Engine) forgetReplaced() error {
+	var c state.Change
+	for _, ep := range e.Store.Endpoints() {
+		if e.replaced(ep) {
+			c.DeleteEndpoints = append(c.DeleteEndpoints, ep.Key())
+		}
+	}
+	if len(c.DeleteEndpoints) == 0 {
+		return nil
+	}
+	e.Log.Info("other namespaces have the paths of endpoints, which are dropped", "endpoints", c.DeleteEndpoints)
+	_, err := e.Store.Commit(&c)
+	return err
+}
+
+// replaced reports whether another namespace has the path of an endpoint's.
+func (e *Engine) replaced(ep api.Endpoint) bool {
+	if ep.Sandbox.Cookie == 0 {
+		return false
+	}
+	cookie, err := e.Machine.CheckNetns(ep.Sandbox.Netns)
+	return err == nil && cookie != 0 && cookie != ep.Sandbox.Cookie
 }
 
 // Facts gives what is known about the machine.

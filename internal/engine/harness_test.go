@@ -30,11 +30,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // rig is a daemon's inner parts on a kernel in memory, that can be killed and started again.
 type rig struct {
-	t      testing.TB
-	kernel *fake.Kernel
-	path   string
-	facts  kernel.Facts
-	procs  *processes
+	t       testing.TB
+	kernel  *fake.Kernel
+	path    string
+	facts   kernel.Facts
+	cookies map[string]uint64
+	procs   *processes
 
 	*engine.Engine
 	store *state.Store
@@ -173,12 +174,12 @@ func code(t testing.TB, err error, want api.Code, field string) {
 // machine stands for the machine beyond the kernel's network state.
 type machine struct{ r *rig }
 
-func (m machine) CheckNetns(path string) error {
+func (m machine) CheckNetns(path string) (uint64, error) {
 	objs, err := m.r.kernel.List(context.Background(), kernel.Scope{Objects: []kernel.Object{&kernel.Link{NS: path, Name: "lo"}}})
 	if err == nil && len(objs) == 0 {
-		return errors.New("is no network namespace")
+		return 0, errors.New("is no network namespace")
 	}
-	return err
+	return m.r.cookies[path], err
 }
 
 func (m machine) ProcessStart(pid int) (uint64, error) {

@@ -3,6 +3,7 @@ package machine_test
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -247,4 +248,53 @@ func TestVanishedNamespaceIsNoReasonToFail(t *testing.T) {
 		t.Errorf("detach from a namespace that is gone: %v", err)
 	}
 	r.clean()
+}
+
+// TestReplacedNamespace: a namespace that was made under the path of one that is gone gets nothing that it did not ask for.
+func TestReplacedNamespace(t *testing.T) {
+	for _, down := range []bool{false, true} {
+		t.Run(fmt.Sprintf("daemon down=%v", down), func(t *testing.T) {
+			r := newRig(t, options{})
+			r.network(api.Network{Name: "net"})
+			path := r.dir + "/web"
+			name := func(ns *testkit.NS) {
+				_ = os.Remove(path)
+				if err := os.Symlink(ns.Path(), path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			old := testkit.Namespace(t, "old")
+			name(old)
+			web := api.Endpoint{Network: "net", Name: "web", Sandbox: api.Sandbox{Netns: path}, Ports: []api.Port{{HostPort: 8080, ContainerPort: 80}}}
+			if _, err := r.client.PutEndpoint(r.Context(), web, 0); err != nil {
+				t.Fatal(err)
+			}
+			if down {
+				r.kill(syscall.SIGKILL)
+			}
+			other := testkit.Namespace(t, "other")
+			name(other)
+			old.Close()
+			if down {
+				r.start()
+			}
+			r.eventually(5*time.Second, func() error {
+				if _, err := r.client.Endpoint(r.Context(), "net", "web"); api.CodeOf(err) != api.NotFound {
+					return fmt.Errorf("the endpoint is still there (%v)", err)
+				}
+				return nil
+			})
+			r.eventually(5*time.Second, func() error { // the daemon may have been about to mend what was gone
+				if links, _ := other.Netlink().LinkList(); len(links) != 1 {
+					return fmt.Errorf("the other namespace has %d links, want lo alone", len(links))
+				}
+				return nil
+			})
+			if _, err := r.client.PutEndpoint(r.Context(), web, 0); err != nil {
+				t.Errorf("attach of the other namespace: %v", err)
+			}
+			r.detach("net", "web")
+			r.clean()
+		})
+	}
 }

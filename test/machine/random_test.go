@@ -97,15 +97,15 @@ func (p *parts) start() {
 
 func (p *parts) restart() { p.stop(); p.start() }
 
-func (p *parts) CheckNetns(path string) error {
+func (p *parts) CheckNetns(path string) (uint64, error) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(path, &fs); err != nil {
-		return err
+		return 0, err
 	}
 	if fs.Type != unix.NSFS_MAGIC {
-		return errors.New("is no namespace")
+		return 0, errors.New("is no namespace")
 	}
-	return nil
+	return 0, nil
 }
 
 // leave gives a container's namespace up. Its path is a descriptor of this process: it is taken by something else, so

@@ -58,6 +58,24 @@ func inNetns(fd int, f func() error) error {
 	return err
 }
 
+// NetnsCookie gives the identity of the network namespace that a file descriptor is of: a number that no other one gets
+// while the machine is up (SO_NETNS_COOKIE, Linux 5.14). 0 where the kernel does not tell.
+func NetnsCookie(fd int) (cookie uint64, err error) {
+	err = inNetns(fd, func() error {
+		so, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(so)
+		cookie, err = unix.GetsockoptUint64(so, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+		if isErrno(err, unix.ENOPROTOOPT) {
+			err = nil
+		}
+		return err
+	})
+	return cookie, err
+}
+
 // space is a namespace as one session uses it.
 type space struct {
 	k     *Kernel
