@@ -11,6 +11,9 @@ rc=0
 for name; do
   [ -e "bench/$name/main.go" ] || continue
   echo "== bench/$name"
+  for part in "bench/$name"/*/main.go; do # programs that it starts
+    [ ! -e "$part" ] || go build -ldflags '-s -w' -o "bin/bench-$name-$(basename "$(dirname "$part")")" "./$(dirname "$part")"
+  done
   go build -o "bin/bench-$name" "./bench/$name" && "bin/bench-$name" || { rc=1; echo "bench: $name failed" >&2; }
 done
 exit $rc

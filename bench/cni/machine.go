@@ -10,20 +10,23 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seine-net/seine/bench/internal/floor"
+	"github.com/seine-net/seine/bench/internal/rig"
 )
 
 // impls are the implementations; their index is used for whatever there is one of for each.
-var impls = [2]string{"reference", "seine"}
+var impls = [...]string{"reference", "seine", "floor"}
 
 const (
-	refImpl = 0
-	ourImpl = 1
+	refImpl = iota
+	ourImpl
+	floorImpl
 )
 
 // netnsDir holds the containers' namespaces of all machines.
@@ -31,41 +34,21 @@ const netnsDir = "/var/lib/bench/netns"
 
 func netnsPath(impl string, i int) string { return filepath.Join(netnsDir, impl, strconv.Itoa(i)) }
 
-// onThread runs f on a thread of its own, which ends with it, for f changes its namespaces.
-func onThread(f func() error) error {
-	errs := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never given back
-		errs <- f()
-	}()
-	return <-errs
-}
-
 // makeNetns makes an implementation's namespaces. They serve all chains, one after another.
 func makeNetns(impl string, n int) error {
 	if err := os.MkdirAll(filepath.Join(netnsDir, impl), 0o755); err != nil {
 		return err
 	}
-	return onThread(func() error {
-		for i := range n {
-			path := netnsPath(impl, i)
-			if err := os.WriteFile(path, nil, 0o600); err != nil {
-				return err
-			}
-			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			if err := unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, ""); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	paths := make([]string, n)
+	for i := range paths {
+		paths[i] = netnsPath(impl, i)
+	}
+	return rig.MakeNetns(paths...)
 }
 
 // hasLink reports whether a container's namespace holds a link.
 func hasLink(path, name string) (found bool, err error) {
-	err = onThread(func() error {
+	err = rig.OnThread(func() error {
 		f, err := os.Open(path)
 		if err != nil {
 			return err
@@ -98,8 +81,10 @@ type reply struct {
 
 // setup is the first message to a machine.
 type setup struct {
-	Impl, Plugins string
-	Chain         chain
+	Impl string
+	// Programs is the folder of the plugins; of the floor, which is one, the program itself.
+	Programs string
+	Chain    chain
 }
 
 // machine is a process in a network and a mount namespace of its own that starts the plugins.
@@ -185,6 +170,9 @@ func playMachine() int {
 	if err == nil {
 		err = isolate()
 	}
+	if err == nil && s.Impl == impls[floorImpl] {
+		err = s.floorMachine()
+	}
 	for err == nil {
 		var r request
 		if err = dec.Decode(&r); err == nil {
@@ -205,15 +193,14 @@ func isolate() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return err
+	return rig.Up("lo")
+}
+
+// floorMachine makes what the first ADD of a plugin makes for all that come after it.
+func (s setup) floorMachine() error {
+	bridge := ""
+	if s.Chain.bridged() {
+		bridge = bridgeName
 	}
-	defer unix.Close(fd)
-	ifr, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	ifr.SetUint16(unix.IFF_UP)
-	return unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr)
+	return floor.Machine(bridge, gateway)
 }

@@ -24,9 +24,11 @@ const (
 
 // cost is what a whole chain took for one container.
 type cost struct {
-	Wall, CPU    time.Duration // from fork to exit, summed over the plugins; of all their processes
-	Procs, Calls int           // programs that the plugins started, and system calls of all
-	RSS          int           // bytes, of the plugin that held most
+	Wall, CPU time.Duration // from fork to exit, summed over the plugins; of all their processes
+	Procs     int           // programs that the plugins started
+	Calls     int           // system calls of all, save those by which threads wait for each other
+	Trips     int           // netlink round trips of all
+	RSS       int           // bytes, of the plugin that held most
 }
 
 func (c *cost) add(d cost) {
@@ -34,6 +36,7 @@ func (c *cost) add(d cost) {
 	c.CPU += d.CPU
 	c.Procs += d.Procs
 	c.Calls += d.Calls
+	c.Trips += d.Trips
 	c.RSS = max(c.RSS, d.RSS)
 }
 
@@ -72,6 +75,11 @@ func (s setup) call(r request, i int) (sum cost, err error) {
 	plugins, command := s.Chain.Plugins, "ADD"
 	if r.Del {
 		command = "DEL"
+	}
+	if s.Impl == impls[floorImpl] {
+		return s.floor(r.How, command, i)
+	}
+	if r.Del {
 		plugins = slices.Clone(plugins)
 		slices.Reverse(plugins)
 		if v, ok := results.LoadAndDelete(i); ok {
@@ -79,14 +87,14 @@ func (s setup) call(r request, i int) (sum cost, err error) {
 		}
 	}
 	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CNI_COMMAND=" + command,
-		fmt.Sprintf("CNI_CONTAINERID=container%d", i), "CNI_NETNS=" + netnsPath(s.Impl, i), "CNI_IFNAME=" + s.Chain.IfName, "CNI_PATH=" + s.Plugins}
+		fmt.Sprintf("CNI_CONTAINERID=container%d", i), "CNI_NETNS=" + netnsPath(s.Impl, i), "CNI_IFNAME=" + s.Chain.IfName, "CNI_PATH=" + s.Programs}
 	for _, p := range plugins {
 		stdin, err := s.Chain.stdin(p, i, prev)
 		if err != nil {
 			return sum, err
 		}
 		name := p["type"].(string)
-		c, out, err := start(r.How, filepath.Join(s.Plugins, name), env, stdin)
+		c, out, err := start(r.How, []string{filepath.Join(s.Programs, name)}, env, stdin)
 		if err != nil {
 			return sum, fmt.Errorf("%s %s: %w", name, command, err)
 		}
@@ -97,6 +105,21 @@ func (s setup) call(r request, i int) (sum cost, err error) {
 	}
 	if !r.Del {
 		results.Store(i, prev)
+	}
+	return sum, nil
+}
+
+// floor runs the floor's program as often as the chain has plugins, for CNI wants a process of each: the first one does all
+// the work, the others start and end.
+func (s setup) floor(h how, verb string, i int) (sum cost, err error) {
+	args := append([]string{s.Programs}, s.Chain.floor(verb, netnsPath(s.Impl, i), i)...)
+	for range s.Chain.Plugins {
+		c, _, err := start(h, args, nil, nil)
+		if err != nil {
+			return sum, fmt.Errorf("%s: %w", verb, err)
+		}
+		sum.add(c)
+		args = args[:1]
 	}
 	return sum, nil
 }
@@ -125,8 +148,8 @@ func contents(f *os.File) []byte {
 	return b[:n]
 }
 
-// start runs one plugin.
-func start(h how, path string, env []string, stdin []byte) (c cost, out []byte, err error) {
+// start runs one program.
+func start(h how, args, env []string, stdin []byte) (c cost, out []byte, err error) {
 	var files [3]*os.File
 	for i, data := range [][]byte{stdin, nil, nil} {
 		if files[i], err = memfd(data); err != nil {
@@ -137,11 +160,11 @@ func start(h how, path string, env []string, stdin []byte) (c cost, out []byte, 
 	attr := &os.ProcAttr{Env: env, Files: files[:]}
 	switch h {
 	case timed:
-		c, err = clock(path, attr)
+		c, err = clock(args, attr)
 	case traced:
-		c, err = trace(path, attr)
+		c, err = trace(args, attr)
 	case resident:
-		c, err = highWater(path, attr)
+		c, err = highWater(args, attr)
 	}
 	out = contents(files[1])
 	if err != nil {
@@ -150,9 +173,9 @@ func start(h how, path string, env []string, stdin []byte) (c cost, out []byte, 
 	return c, out, nil
 }
 
-func clock(path string, attr *os.ProcAttr) (cost, error) {
+func clock(args []string, attr *os.ProcAttr) (cost, error) {
 	t := time.Now()
-	p, err := os.StartProcess(path, []string{path}, attr)
+	p, err := os.StartProcess(args[0], args, attr)
 	if err != nil {
 		return cost{}, err
 	}

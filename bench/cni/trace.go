@@ -16,14 +16,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// straceCall matches a line that begins a system call, straceExec one by which a program has been started.
+// straceCall matches a line that begins a system call, straceExec one by which a program has been started. strace makes
+// every call slow, so how often threads wait for each other, or look whether they should, is chance: straceWait.
+// straceTrip is a message to the kernel by netlink: none of the programs sends any other.
 var (
 	straceCall = regexp.MustCompile(`^\d+ +[a-z_0-9]+\(`)
+	straceWait = regexp.MustCompile(`^\d+ +(futex|nanosleep|clock_nanosleep|sched_yield|tgkill|rt_sigreturn|restart_syscall|epoll_p?wait)\(`)
+	straceTrip = regexp.MustCompile(`^\d+ +(sendto|sendmsg)\(`)
 	straceExec = regexp.MustCompile(`^\d+ +(execve\(|<\.\.\. execve resumed>).* = 0$`)
 )
 
 // trace counts the programs that a plugin starts, itself not among them, and the system calls of all.
-func trace(path string, attr *os.ProcAttr) (cost, error) {
+func trace(args []string, attr *os.ProcAttr) (cost, error) {
 	strace, err := exec.LookPath("strace")
 	if err != nil {
 		return cost{}, err
@@ -34,7 +38,7 @@ func trace(path string, attr *os.ProcAttr) (cost, error) {
 	}
 	defer os.Remove(f.Name())
 	defer f.Close()
-	p, err := os.StartProcess(strace, []string{"strace", "-f", "-qq", "-s", "0", "-o", f.Name(), path}, attr)
+	p, err := os.StartProcess(strace, append([]string{"strace", "-f", "-qq", "-s", "0", "-o", f.Name()}, args...), attr)
 	if err != nil {
 		return cost{}, err
 	}
@@ -54,8 +58,11 @@ func countTrace(r io.Reader) (c cost, err error) {
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		if straceCall.Match(lines.Bytes()) {
+		if straceCall.Match(lines.Bytes()) && !straceWait.Match(lines.Bytes()) {
 			c.Calls++
+		}
+		if straceTrip.Match(lines.Bytes()) {
+			c.Trips++
 		}
 		if straceExec.Match(lines.Bytes()) {
 			c.Procs++
@@ -66,12 +73,12 @@ func countTrace(r io.Reader) (c cost, err error) {
 
 // highWater gives the most memory that the plugin held. What wait4 tells of that begins with the memory of the process
 // that forked, which this one shares until exec; so the plugin is stopped when it ends, and asked itself.
-func highWater(path string, attr *os.ProcAttr) (c cost, err error) {
+func highWater(args []string, attr *os.ProcAttr) (c cost, err error) {
 	runtime.LockOSThread() // a thread traces, not a process
 	defer runtime.UnlockOSThread()
 	a := *attr
 	a.Sys = &syscall.SysProcAttr{Ptrace: true}
-	p, err := os.StartProcess(path, []string{path}, &a)
+	p, err := os.StartProcess(args[0], args, &a)
 	if err != nil {
 		return c, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/bench/internal/rig"
 	"github.com/seine-net/seine/client"
 	"github.com/seine-net/seine/internal/testkit"
 )
@@ -56,31 +57,12 @@ func (b *bench) daemon(ctx context.Context, p *path, n api.Network) (*client.Cli
 		return nil, err
 	}
 	p.onClose(c.Close)
-	if err := ready(ctx, c); err != nil {
+	if err := rig.Ready(ctx, c, 20*time.Second); err != nil {
 		return nil, err
 	}
 	n.Name = network
 	_, err = c.PutNetwork(ctx, n, 0)
 	return c, err
-}
-
-// ready waits until the daemon answers.
-func ready(ctx context.Context, c *client.Client) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
-	defer cancel()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		_, err := c.Node(ctx)
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-tick.C:
-		}
-	}
 }
 
 // attach attaches a namespace to the network and gives its address.

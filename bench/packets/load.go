@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/seine-net/seine/bench/internal/rig"
 )
 
 // load watches how busy the machine is with other things.
@@ -34,13 +36,13 @@ func (l *load) look() {
 // start looks once and says what it saw.
 func (l *load) start() string {
 	l.look()
-	return fmt.Sprintf("load average %s, others use %.0f %% of the machine%s", average(), 100*l.others[0], warning(l.others[0]))
+	return fmt.Sprintf("load average %s, others use %.0f %% of the machine%s", rig.LoadAverage(), 100*l.others[0], warning(l.others[0]))
 }
 
 // end says what all looks saw together. A few disturbed rounds do no harm.
 func (l *load) end() string {
 	return fmt.Sprintf("\nload average %s, this bench included; before the rounds others used %.0f %% of the machine (median; %.0f %% at most)%s",
-		average(), 100*quantile(l.others, .5), 100*quantile(l.others, 1), warning(quantile(l.others, .75)))
+		rig.LoadAverage(), 100*rig.Quantile(l.others, .5), 100*rig.Quantile(l.others, 1), warning(rig.Quantile(l.others, .75)))
 }
 
 func warning(share float64) string {
@@ -48,13 +50,6 @@ func warning(share float64) string {
 		return ""
 	}
 	return "\nWARNING: the machine is busy with other things: run this again when it is not"
-}
-
-// average gives the three load averages of proc_loadavg(5).
-func average() string {
-	b, _ := os.ReadFile("/proc/loadavg")
-	f := strings.Fields(string(b))
-	return strings.Join(f[:min(3, len(f))], " ")
 }
 
 // busyTime gives the time that all cores together have worked, and have been there, since the machine started, in ticks

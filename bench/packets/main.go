@@ -14,14 +14,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/seine-net/seine/bench/internal/rig"
 )
 
 var (
@@ -36,63 +33,11 @@ var (
 	only      = flag.String("only", "", "measure only paths whose name in the tables matches this regular `expression`; \"published\" stands for all published ports")
 )
 
-// inside marks the process that runs in namespaces of its own.
-const inside = "SEINE_BENCH_INSIDE"
-
 func main() {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(play(role))
 	}
-	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	if os.Getenv(inside) == "" {
-		os.Exit(reexec(ctx))
-	}
-	if err := run(ctx); err != nil {
-		if ctx.Err() != nil {
-			err = errors.New("interrupted")
-		}
-		fmt.Fprintln(os.Stderr, "bench/packets:", err)
-		os.Exit(1)
-	}
-}
-
-// reexec runs this program again in namespaces of its own. It is process 1 there: when it ends, all others do.
-func reexec(ctx context.Context) int {
-	cmd := exec.CommandContext(ctx, "/proc/self/exe", os.Args[1:]...)
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) } // it cleans up, and this one waits
-	cmd.Env = append(os.Environ(), inside+"=1")
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
-		Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		return 0
-	case errors.As(err, &exit) && exit.ExitCode() > 0:
-		return exit.ExitCode()
-	case errors.Is(err, unix.EPERM):
-		err = fmt.Errorf("needs root: %w", err)
-	}
-	fmt.Fprintln(os.Stderr, "bench/packets:", err)
-	return 1
-}
-
-// prepare makes the mounts private and gives /proc and /run to this process and its children alone.
-func prepare() (dir string, err error) {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return "", fmt.Errorf("private mounts: %w", err)
-	}
-	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
-		return "", fmt.Errorf("mount /proc: %w", err)
-	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, ""); err != nil {
-		return "", fmt.Errorf("mount /run: %w", err)
-	}
-	dir = "/run/bench"
-	return dir, os.Mkdir(dir, 0o700)
+	rig.Main("bench/packets", run)
 }
 
 func run(ctx context.Context) error {
@@ -108,8 +53,11 @@ func run(ctx context.Context) error {
 			return err
 		}
 	}
-	dir, err := prepare()
-	if err != nil {
+	if err := rig.Private("/run"); err != nil {
+		return err
+	}
+	const dir = "/run/bench"
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
 	l := newLoad()

@@ -4,7 +4,8 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"unicode/utf8"
+
+	"github.com/seine-net/seine/bench/internal/rig"
 )
 
 // column is a figure in a table.
@@ -41,9 +42,9 @@ func (c column) values(p *path) []float64 {
 // and may have been luck.
 func (c column) best(values []float64) float64 {
 	if c.rate {
-		return quantile(values, .9)
+		return rig.Quantile(values, .9)
 	}
-	return quantile(values, .1)
+	return rig.Quantile(values, .1)
 }
 
 // speed says how fast p is beside q, 1 as fast, 2 twice as fast: the median of the rounds, and the best rounds of the
@@ -53,7 +54,7 @@ func (c column) speed(p, q *path) (mid, best float64) {
 	if !c.rate {
 		a, b = b, a
 	}
-	return median(ratios(a, b)), c.best(a) / c.best(b)
+	return rig.Median(rig.Ratios(a, b)), c.best(a) / c.best(b)
 }
 
 // peers says which of the reference's paths each of ours is held against; the setting of the bridge filter is the same.
@@ -107,11 +108,11 @@ func absolutes(w io.Writer, paths []*path, columns []column) {
 		row := []string{p.title()}
 		for _, c := range columns {
 			v := c.values(p)
-			row = append(row, fmt.Sprintf(c.format+" | "+c.format, median(v), c.best(v)))
+			row = append(row, fmt.Sprintf(c.format+" | "+c.format, rig.Median(v), c.best(v)))
 		}
 		rows = append(rows, row)
 	}
-	table(w, rows)
+	rig.Table(w, rows)
 }
 
 // speeds prints how fast the first path of each pair is beside the second.
@@ -131,7 +132,7 @@ func speeds(w io.Writer, head string, pairs [][2]*path, columns []column) {
 		}
 		rows = append(rows, row)
 	}
-	table(w, rows)
+	rig.Table(w, rows)
 }
 
 func header(first string, columns []column) []string {
@@ -140,22 +141,4 @@ func header(first string, columns []column) []string {
 		row = append(row, c.head)
 	}
 	return row
-}
-
-// table prints rows with the first column to the left and the others to the right.
-func table(w io.Writer, rows [][]string) {
-	width := make([]int, len(rows[0]))
-	for _, row := range rows {
-		for i, cell := range row {
-			width[i] = max(width[i], utf8.RuneCountInString(cell))
-		}
-	}
-	fmt.Fprintln(w)
-	for _, row := range rows {
-		fmt.Fprintf(w, "%-*s", width[0], row[0])
-		for i, cell := range row[1:] {
-			fmt.Fprintf(w, "%*s", width[i+1]+3, cell)
-		}
-		fmt.Fprintln(w)
-	}
 }

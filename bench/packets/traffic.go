@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seine-net/seine/bench/internal/rig"
 )
 
 // A metric is one figure of a path, and what the two processes do to get it.
@@ -236,7 +238,7 @@ func (o order) repeat(f func() (time.Duration, error)) (result, error) {
 		}
 		all = append(all, float64(took))
 	}
-	return result{P50: quantile(all, .5), P99: quantile(all, .99)}, nil
+	return result{P50: rig.Quantile(all, .5), P99: rig.Quantile(all, .99)}, nil
 }
 
 func dial(at netip.AddrPort, m metric) (int, error) {

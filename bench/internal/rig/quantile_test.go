@@ -1,4 +1,4 @@
-package main
+package rig
 
 import (
 	"math"
@@ -26,14 +26,14 @@ func TestQuantile(t *testing.T) {
 		{hundred, .99, 99},
 		{hundred, 1, 100},
 	} {
-		if got := quantile(tt.values, tt.q); got != tt.want {
-			t.Errorf("quantile(%v, %v) is %v, want %v", tt.values, tt.q, got, tt.want)
+		if got := Quantile(tt.values, tt.q); got != tt.want {
+			t.Errorf("Quantile(%v, %v) is %v, want %v", tt.values, tt.q, got, tt.want)
 		}
 	}
 	if hundred[0] != 100 {
 		t.Error("quantile has sorted its caller's values")
 	}
-	if got := quantile(nil, .5); !math.IsNaN(got) {
+	if got := Quantile(nil, .5); !math.IsNaN(got) {
 		t.Errorf("quantile of nothing is %v, want NaN", got)
 	}
 }
@@ -48,15 +48,15 @@ func TestMedian(t *testing.T) {
 		{[]float64{9, 1, 2}, 2},
 		{[]float64{4, 1, 3, 2}, 2.5},
 	} {
-		if got := median(tt.values); got != tt.want {
-			t.Errorf("median(%v) is %v, want %v", tt.values, got, tt.want)
+		if got := Median(tt.values); got != tt.want {
+			t.Errorf("Median(%v) is %v, want %v", tt.values, got, tt.want)
 		}
 	}
 }
 
 func TestRatios(t *testing.T) {
 	// The second round was ten times slower for both: the ratio does not see it, the quotient of the means would.
-	got := ratios([]float64{10, 100, 12}, []float64{20, 200})
+	got := Ratios([]float64{10, 100, 12}, []float64{20, 200})
 	if want := []float64{.5, .5}; !slices.Equal(got, want) {
 		t.Errorf("ratios are %v, want %v", got, want)
 	}
