@@ -143,8 +143,8 @@ func (c *configuration) plugins() map[string]bool {
 	return all
 }
 
-// abilities are the words of Needs that testkit has no name for.
-var abilities = map[string]string{"dhcp-server": "program:dnsmasq", "dhcp-daemon": "root"}
+// abilities are testkit's names for those words of Needs that are not about what the VM lab is for.
+var abilities = map[string]string{"dhcp-server": "program:dnsmasq", "dhcp-daemon": "root", "bridge-netfilter": "bridge-netfilter"}
 
 // lacks says what this machine does not have that the configuration needs; nil if it has everything.
 func (c *configuration) lacks() error {
