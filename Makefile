@@ -9,7 +9,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS += -buildvcs=false
 
 PROGRAMS    := seine seined seine-cni
-CNI_PLUGINS := bandwidth bridge dhcp dummy firewall flannel host-device host-device host-local ipvlan loopback macvlan portmap ptp sbr static tap tuning vlan vrf
+CNI_PLUGINS := bandwidth bridge dhcp dummy firewall flannel host-device host-local ipvlan loopback macvlan portmap ptp sbr seine static tap tuning vlan vrf
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 UNITDIR      = $(PREFIX)/lib/systemd/system
 

@@ -224,6 +224,10 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.engine.DefaultNetwork(ctx); err != nil {
 		d.log.Error("default network", "err", err)
 	}
+	// A CNI DEL that found no daemon relies on it.
+	if err := d.engine.Collect(ctx); err != nil {
+		d.log.Warn("collecting lost endpoints", "err", err)
+	}
 	start("name server", d.names.Serve)
 	start("kernel notifications", d.watchKernel)
 	door, err := doors.Listen(d.opts.Socket, doors.SocketMode)

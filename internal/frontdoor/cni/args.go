@@ -12,6 +12,8 @@ type envArgs struct {
 	MAC string
 	// IP and Gateway are lists with commas; "" for none.
 	IP, Gateway string
+	// Pod and PodNamespace are what Kubernetes and Podman call the container; "" for none.
+	Pod, PodNamespace string
 }
 
 const (
@@ -51,6 +53,10 @@ func parseArgs(s string) (envArgs, error) {
 			default:
 				bad = errorf(CodeEnvironment, "CNI_ARGS %s %q: is no boolean; want 1, 0, true or false", ignoreName, value)
 			}
+		case key == podPrefix+"NAME":
+			out.Pod = value
+		case key == podPrefix+"NAMESPACE":
+			out.PodNamespace = value
 		case strings.HasPrefix(key, podPrefix):
 		default:
 			unknown = key

@@ -61,6 +61,7 @@ func (n *node) call(plugin, verb, conf string, env ...string) (string, int) {
 		Lock:       func(bool) (func(), error) { return func() {}, nil },
 		LockNetns:  func(string) (func(), error) { return func() {}, nil },
 		Allowlist:  filepath.Join(n.data, "allowlist.conf"),
+		Daemon:     filepath.Join(n.data, "seine.sock"),
 		Random:     func(b []byte) { next++; b[len(b)-1] = next },
 		IPv6:       func() bool { return true },
 		SELinux:    func() bool { return false },
@@ -625,7 +626,7 @@ var fuzzed = []struct{ plugin, conf string }{
 	{"static", `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`},
 	{"portmap", portmap1}, {"bandwidth", bandwidth2}, {"firewall", firewall1}, {"tuning", tuning1}, {"sbr", sbr1}, {"vrf", vrf1},
 	{"macvlan", macvlan1}, {"ipvlan", ipvlan1}, {"vlan", vlan1}, {"dummy", dummy1},
-	{"tap", tap1}, {"host-device", device1},
+	{"tap", tap1}, {"host-device", device1}, {"seine", seine1},
 }
 
 func FuzzConfig(f *testing.F) {

@@ -25,6 +25,7 @@ const (
 	CodeNetns       Code = 8   // CNI_NETNS names no network namespace, or the plugin's own (as the reference's skeleton)
 	CodeTryAgain    Code = 11  // may work later
 	CodeUnavailable Code = 50  // STATUS: an ADD can't be served
+	CodeExhausted   Code = 51  // STATUS of the plugin seine: its network has no address left
 	CodeInternal    Code = 999 // everything else, as the reference's skeleton
 )
 

@@ -36,6 +36,8 @@ type Host struct {
 	LockNetns func(path string) (unlock func(), err error)
 	// Allowlist is the path of the file that says which sysctls the plugin tuning may set.
 	Allowlist string
+	// Daemon is the path of the socket where seined listens unless a configuration says otherwise.
+	Daemon string
 	// Random fills b with random bytes, for hardware addresses.
 	Random func(b []byte)
 	// Firewalld connects to firewalld; nil where it does not run, with an error where the bus can't be asked.
@@ -66,7 +68,7 @@ const nsfsMagic = 0x6e736673
 func SystemHost(newKernel func() kernel.Kernel) *Host {
 	return &Host{Args: os.Args, Getenv: os.Getenv, Environ: os.Environ, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Kernel: newKernel, Netns: systemNetns, Namespaces: systemNamespaces, Lock: systemLock, LockNetns: systemLockNetns,
-		Allowlist: allowlist, Random: systemRandom,
+		Allowlist: allowlist, Daemon: "/run/seine/seine.sock", Random: systemRandom,
 		Firewalld: systemFirewalld, IPv6: systemIPv6, SELinux: systemSELinux, Sysfs: "/sys"}
 }
 

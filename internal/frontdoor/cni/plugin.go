@@ -39,6 +39,7 @@ var plugins = map[string]plugin{
 	"portmap":     portmap{},
 	"ptp":         attacher{load: newPTP},
 	"sbr":         sbr{},
+	"seine":       seine{},
 	"static":      ipamPlugin{newStatic},
 	"tap":         attacher{load: newTap, inner: kernel.Tap},
 	"tuning":      tuning{},
