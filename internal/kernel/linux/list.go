@@ -2,7 +2,10 @@ package linux
 
 import (
 	"context"
+	"errors"
+	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -116,12 +119,8 @@ func visits(objs []kernel.Object) (order []string, by map[string]map[place][]ker
 func (s *session) list(scope kernel.Scope) ([]kernel.Object, error) {
 	f := &found{seen: map[kernel.Key]bool{}}
 	order, by := visits(scope.Objects)
-	for _, visit := range order {
-		for _, ns := range slices.Compact([]string{"", visit}) {
-			if err := s.listSpace(ns, by[visit], f); err != nil {
-				return nil, err
-			}
-		}
+	if err := s.visitAll(order, by, f); err != nil {
+		return nil, err
 	}
 	if scope.Links {
 		if err := s.listMachine(scope.Objects, f); err != nil {
@@ -139,6 +138,53 @@ func (s *session) list(scope kernel.Scope) ([]kernel.Object, error) {
 		}
 	}
 	return f.objs, nil
+}
+
+// crowd is from how many namespaces on they are visited by several goroutines at once.
+const crowd = 64
+
+// visitAll lists what exists in some namespaces.
+func (s *session) visitAll(order []string, by map[string]map[place][]kernel.Object, f *found) error {
+	workers := min(runtime.GOMAXPROCS(0), len(order)/crowd)
+	if workers < 2 {
+		return s.visitSome(order, by, f)
+	}
+	var running sync.WaitGroup
+	results, errs := make([]*found, workers), make([]error, workers)
+	for i := range workers {
+		results[i] = &found{seen: map[kernel.Key]bool{}}
+		running.Go(func() {
+			w := s.k.session()
+			defer w.close()
+			if base := s.spaces[""]; base != nil && base.known != nil {
+				sp, err := w.space("")
+				if err != nil {
+					errs[i] = err
+					return
+				}
+				sp.known = base.known
+			}
+			errs[i] = w.visitSome(order[i*len(order)/workers:(i+1)*len(order)/workers], by, results[i])
+		})
+	}
+	running.Wait()
+	for _, r := range results {
+		for _, o := range r.objs {
+			f.add(o)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *session) visitSome(order []string, by map[string]map[place][]kernel.Object, f *found) error {
+	for _, visit := range order {
+		for _, ns := range slices.Compact([]string{"", visit}) {
+			if err := s.listSpace(ns, by[visit], f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // listSpace lists what exists in one namespace; nothing where it is gone.

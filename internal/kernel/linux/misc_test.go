@@ -270,3 +270,35 @@ func TestParallel(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// TestListOfMany: namespaces that are visited by several goroutines, and links that are asked for at once, are listed
+// as they are one by one.
+func TestListOfMany(t *testing.T) {
+	k, _ := newKernel(t)
+	objs := bridge("sn-br")
+	for i := range 2*crowd + 3 {
+		in := newNetns(t)
+		host := fmt.Sprint("sv-", i)
+		objs = append(objs, &kernel.Link{Name: host, Type: kernel.Veth, Alias: kernel.AliasPrefix + host, Master: "sn-br", Peer: &kernel.Peer{NS: in, Name: "eth0"}},
+			&kernel.LinkUp{Link: host}, &kernel.LinkUp{NS: in, Link: "eth0"},
+			&kernel.Addr{NS: in, Link: "eth0", Prefix: netip.MustParsePrefix(fmt.Sprintf("10.9.1.%d/16", i))})
+	}
+	converge(t, k, objs)
+	at := kernel.Scope{Objects: objs, All: true}
+	have, err := k.List(t.Context(), at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := kernel.Diff(objs, have); len(d) > 0 {
+		t.Errorf("listed at once: %v", d)
+	}
+	// One that is taken away is missed, and no other.
+	del := kernel.Change{Op: kernel.Delete, Old: objs[len(objs)-4]}
+	apply(t, k, del)
+	if have, err = k.List(t.Context(), at); err != nil {
+		t.Fatal(err)
+	}
+	if d := kernel.Diff(objs, have); len(d) != 4 {
+		t.Errorf("one link is gone, but there differ %d objects: %v", len(d), d)
+	}
+}
