@@ -198,6 +198,48 @@ func TestPortsGoWithTheLink(t *testing.T) {
 	}
 }
 
+// A runtime asks for the same ports on each network of a container. Two containers can't have them.
+func TestPortsOnTwoNetworks(t *testing.T) {
+	n := newNode(t)
+	n.kernel.AddForeign(&kernel.Link{Name: "br1", Type: kernel.Bridge})
+	n.kernel.AddForeign(&kernel.LinkUp{Link: "br1"})
+	const id, ifname = "CNI_CONTAINERID=889e8025ca5f3be9df494893d0a14360b6371f1a395145f02b60316c43ef165e", "CNI_IFNAME=eth1"
+	// On the second network there is one port more. Its name leaves no room in a mark for all of the container's.
+	long := strings.Repeat("n", 60)
+	first := strings.Replace(portmap1, `"net"`, `"`+long+`"`, 1)
+	two := strings.NewReplacer("eth0", "eth1", "10.1.0.", "10.2.0.", "fd00:1:", "fd00:2:", `"portMappings": [`,
+		`"portMappings": [{"hostPort": 9090, "containerPort": 90, "protocol": "tcp"}, `).Replace(portmap1)
+	n.ok("portmap", "ADD", first, id)
+	before := n.kernel.Dump()
+	n.ok("portmap", "ADD", two, id, ifname)
+	n.ok("portmap", "CHECK", first, id)
+	n.ok("portmap", "CHECK", two, id, ifname)
+	n.holds(true, "tcp . 8080 : 10.1.0.2 . 80", "udp . 192.0.2.1 . 53 : 10.1.0.2 . 53", "tcp . 9090 : 10.2.0.2 . 90")
+	n.holds(false, "10.2.0.2 . 80")
+	for _, other := range []string{"CNI_CONTAINERID=c", "CNI_CONTAINERID=889e8025ca5f3be9000000000000000000000000000000000000000000000000"} {
+		if out, code := n.call("portmap", "ADD", strings.Replace(two, "10.2.0.2", "10.2.0.3", 1), other, ifname); code == 0 || !strings.Contains(out, "8080") && !strings.Contains(out, "9090") {
+			t.Errorf("ADD of the ports of another container ends with %d: %s", code, out)
+		}
+	}
+	n.ok("portmap", "DEL", two, id, ifname)
+	if dump := n.kernel.Dump(); !slices.Equal(attached(dump), attached(before)) {
+		t.Errorf("after the DEL of the second:\n%s\nbefore:\n%s", dump, before)
+	}
+	n.ok("portmap", "ADD", two, id, ifname)
+	n.ok("portmap", "DEL", first, id)
+	n.holds(false, "8080", "10.1.0.2")
+	n.holds(true, "tcp . 9090 : 10.2.0.2 . 90")
+	n.ok("portmap", "DEL", with(two, "prevResult", nil), id, ifname)
+	if left := attached(n.kernel.Dump()); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+// attached gives the lines of a kernel's text that are a container's.
+func attached(dump string) []string {
+	return slices.DeleteFunc(strings.Split(dump, "\n"), func(line string) bool { return !strings.Contains(line, markPrefix) })
+}
+
 // The names that the reference plugins give chains and links, read off machines where they ran.
 func TestReferenceNames(t *testing.T) {
 	if got := (ident{"net", "one", "eth0"}).referenceChain("CNI-DN-"); got != "CNI-DN-872ac0255154bbcb7094c" {

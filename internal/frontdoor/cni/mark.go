@@ -48,6 +48,18 @@ func (i ident) marked(mark string) bool {
 	return strings.HasPrefix(mark, k) && (len(mark) == len(k) || mark[len(k)] == ' ')
 }
 
+// sameContainer reports whether a mark is of an attachment of the same container. A mark that was cut before enough of
+// the container's name is nobody's.
+func (i ident) sameContainer(mark string) bool {
+	words := strings.Split(markNames(mark), " ") // network, container, interface
+	if len(words) < 2 {
+		return false
+	}
+	const enough = 12
+	cut := len(words) == 2 && len(mark) == markLen && len(words[1]) >= enough
+	return words[1] == i.containerID || cut && strings.HasPrefix(i.containerID, words[1])
+}
+
 // veth is the name of the machine's end of the attachment's veth: DEL finds it with nothing else known.
 func (i ident) veth() string { return vethPrefix + short(10, i.network, i.containerID, i.ifname) }
 

@@ -50,6 +50,8 @@ type ports struct {
 	mappings []mapping
 	// when4 and when6 are the conditions of each family's ports, as alternatives; empty for none.
 	when4, when6 []string
+	// elsewhere are the elements, by set and item, that another attachment of the container has.
+	elsewhere map[string]bool
 }
 
 func loadPorts(r *request) (*ports, error) {
@@ -235,6 +237,9 @@ func (p *ports) plan() (portPlan, error) {
 					fmt.Sprintf("is published twice (see portMappings[%d])", j), "each port once per protocol and address")
 			}
 			used[e.Set.Name+e.Item] = i
+			if p.elsewhere[e.Set.Name+e.Item] {
+				continue
+			}
 			out.own = append(out.own, e)
 			n++
 			if when != nil {
@@ -338,7 +343,7 @@ func (p *ports) publish(ctx context.Context, plan portPlan) error {
 			return err
 		}
 		s := newSeen(objs)
-		if err := p.conflict(plan, s); err != nil {
+		if plan, err = p.settle(plan, s); err != nil {
 			unlock()
 			return err
 		}
@@ -354,8 +359,9 @@ func (p *ports) publish(ctx context.Context, plan portPlan) error {
 	panic("unreachable: the exclusive pass returns")
 }
 
-// conflict names who publishes a port already.
-func (p *ports) conflict(plan portPlan, s *seen) error {
+// settle names who publishes a port already. Where that is the container itself, on another network, the plan goes on
+// without it: runtimes ask for the same ports on every network of a container, and the first of them has it.
+func (p *ports) settle(plan portPlan, s *seen) (portPlan, error) {
 	id := p.r.ident()
 	for _, o := range plan.own {
 		e := o.(*kernel.Element)
@@ -363,9 +369,18 @@ func (p *ports) conflict(plan portPlan, s *seen) error {
 		if !ok || id.marked(have.Comment) || len(e.Set.Data) < 2 {
 			continue
 		}
-		return errorf(CodeConfig, "runtimeConfig.portMappings: %s is published already by %s; want a port that is free", describe(e), markNames(have.Comment))
+		if !id.sameContainer(have.Comment) {
+			return plan, errorf(CodeConfig, "runtimeConfig.portMappings: %s is published already by %s; want a port that is free", describe(e), markNames(have.Comment))
+		}
+		if p.elsewhere == nil {
+			p.elsewhere = map[string]bool{}
+		}
+		p.elsewhere[e.Set.Name+e.Item] = true
 	}
-	return nil
+	if p.elsewhere == nil {
+		return plan, nil
+	}
+	return p.plan()
 }
 
 func (p *ports) apply(ctx context.Context, plan portPlan, s *seen, shared []kernel.Object) error {
@@ -479,7 +494,13 @@ func (portmap) check(ctx context.Context, r *request) error {
 	if err != nil {
 		return err
 	}
-	err = differs(ctx, r.kernel, append(append(plan.chains, plan.shared...), plan.own...))
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: plan.own})
+	if err != nil {
+		return err
+	}
+	if plan, err = p.settle(plan, newSeen(objs)); err == nil {
+		err = differs(ctx, r.kernel, append(append(plan.chains, plan.shared...), plan.own...))
+	}
 	if err == nil {
 		return nil
 	}
