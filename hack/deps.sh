@@ -18,6 +18,11 @@ packages=(
   kea-dhcp4-server # as its package configures it, it serves nobody
   kea-dhcp6-server
   containernetworking-plugins # what the CNI benches and tests compare with
+  podman       # runtimes that call the CNI plugins; containerd is never started by this script
+  containerd
+  runc
+  conmon
+  busybox-static # what runs in their containers
 )
 command -v dpkg-query >/dev/null || { echo "deps: no Debian packages here; needed: ${packages[*]}" >&2; exit 0; }
 missing=()
@@ -34,7 +39,12 @@ echo "deps: installing ${missing[*]}"
 # Nothing that comes along is to be started on this machine, now or when it boots.
 policy=/usr/sbin/policy-rc.d own=
 [ -e $policy ] || { printf '#!/bin/sh\nexit 101\n' >$policy && chmod 755 $policy && own=$policy; }
-log=$(mktemp); trap 'rm -f "$log" $own; case " ${missing[*]} " in *" firewalld "*) systemctl disable -q firewalld 2>/dev/null;; esac' EXIT
+log=$(mktemp); trap 'rm -f "$log" $own; still' EXIT
+still() { # disables what came along
+  local units
+  units=$(dpkg -L "${missing[@]}" 2>/dev/null | sed -nE 's|^(/usr)?/lib/systemd/system/([^/@]+\.(service\|socket\|timer))$|\2|p')
+  [ -z "$units" ] || systemctl disable -q $units 2>/dev/null
+}
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Acquire::Retries=2 "$@" </dev/null >>"$log" 2>&1; }
 # With lists that are there already, nothing has to be fetched but the packages.
 apt install -y --no-install-recommends "${missing[@]}" && exit 0

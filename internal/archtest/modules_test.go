@@ -28,6 +28,8 @@ var (
 		{module: "sigs.k8s.io/yaml", folders: []string{"internal/cli"}, inTests: true, why: "YAML is a form of output, JSON is the truth"},
 		{module: "golang.org/x/sys", folders: with(lab, "internal/kernel/linux", "internal/cli/...", "internal/app", "internal/loopback",
 			"internal/ipam/hostlocal", "internal/ipam/dhcp", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
+		{module: "k8s.io/cri-api", folders: []string{"test/runtimes"}, why: "the messages of the CRI, for a test that plays kubelet"},
+		{module: "google.golang.org/grpc", folders: []string{"test/runtimes"}, why: "what the CRI is spoken over; our own interfaces are HTTP"},
 		{module: "go.uber.org/goleak", inTests: true, why: "it finds goroutines that nobody waited for"},
 	}
 )

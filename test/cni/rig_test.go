@@ -299,34 +299,10 @@ var (
 // elements are the elements of the plugins' sets, without those that are a bridge's.
 func (r *rig) elements() []string {
 	r.Helper()
-	text, err := r.machine.Exec(context.Background(), "nft", "-j", "list", "ruleset")
-	if err != nil {
-		r.Fatal(err)
-	}
-	var rules struct {
-		Nftables []struct {
-			Set, Map *struct {
-				Name string
-				Elem []json.RawMessage
-			}
-		}
-	}
-	if err := json.Unmarshal([]byte(text), &rules); err != nil {
-		r.Fatal(err)
-	}
 	var out []string
-	for _, o := range rules.Nftables {
-		s := o.Set
-		if s == nil {
-			s = o.Map
-		}
-		if s == nil {
-			continue
-		}
-		for _, e := range s.Elem {
-			if s.Name != "localnet" || !strings.HasPrefix(string(e), `"br`) {
-				out = append(out, "nft: "+s.Name+" "+string(e))
-			}
+	for _, e := range testkit.Elements(r.T, r.machine.NS) {
+		if !strings.HasPrefix(e, `localnet "br`) {
+			out = append(out, "nft: "+e)
 		}
 	}
 	return out

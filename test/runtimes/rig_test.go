@@ -1,0 +1,439 @@
+// Package runtimes_test has the stories about the programs that call CNI plugins: Podman and containerd, as Debian has
+// them, with ours in place of the reference plugins, on a namespace that stands for the machine, with real packets.
+//
+//	outside ── eth0 ── machine (network namespace of the lab)
+//	                     └ node: first process of process, mount and IPC namespaces of its own;
+//	                       /run, /var/lib and /dev/shm are empty, so that runtimes have their files at the usual places
+//	                         └ podman, conmon, containerd, shims, containers: they all end when the node does
+package runtimes_test
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seine-net/seine/internal/frontdoor/cni"
+	"github.com/seine-net/seine/internal/testkit"
+)
+
+// bin builds the programs once: seine-cni under its plugins' names in plugins, the others beside that folder.
+var bin = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "seine-runtimes-")
+	if err != nil {
+		return "", err
+	}
+	for _, program := range []string{"cmd/seine-cni", "test/runtimes/testdata/peer", "test/runtimes/testdata/record"} {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, filepath.Base(program)), "./"+program)
+		cmd.Dir = "../.."
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return dir, fmt.Errorf("go build: %w\n%s", err, out)
+		}
+	}
+	err = os.Mkdir(filepath.Join(dir, "plugins"), 0o755)
+	for _, name := range cni.Names() {
+		err = errors.Join(err, os.Symlink("../seine-cni", filepath.Join(dir, "plugins", name)))
+	}
+	return dir, errors.Join(err, image(filepath.Join(dir, "peer"), filepath.Join(dir, "image.tar")))
+})
+
+// The image of all containers, which holds the program /peer alone.
+const imageName = "localhost/peer:1"
+
+// image packs a program as "docker save" does.
+func image(program, file string) error {
+	text, err := os.ReadFile(program)
+	if err != nil {
+		return err
+	}
+	var layer, all bytes.Buffer
+	pack := func(to io.Writer, mode int64, files map[string][]byte) error {
+		w := tar.NewWriter(to)
+		var errs []error
+		for name, content := range files {
+			errs = append(errs, w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content))}))
+			_, err := w.Write(content)
+			errs = append(errs, err)
+		}
+		return errors.Join(append(errs, w.Close())...)
+	}
+	err = pack(&layer, 0o755, map[string][]byte{"peer": text})
+	conf := fmt.Sprintf(`{"architecture": "amd64", "os": "linux", "config": {"Entrypoint": ["/peer"], "Cmd": ["pause"]},
+		"rootfs": {"type": "layers", "diff_ids": ["sha256:%x"]}, "history": [{"created_by": "test"}]}`, sha256.Sum256(layer.Bytes()))
+	err = errors.Join(err, pack(&all, 0o644, map[string][]byte{"config.json": []byte(conf), "layer.tar": layer.Bytes(),
+		"manifest.json": []byte(`[{"Config": "config.json", "RepoTags": ["` + imageName + `"], "Layers": ["layer.tar"]}]`)}))
+	return errors.Join(err, os.WriteFile(file, all.Bytes(), 0o644))
+}
+
+// nodeEnv tells the program of this test that it is the first process of a node.
+const nodeEnv = "SEINE_TEST_NODE"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(nodeEnv) != "" {
+		if err := node(); err != nil {
+			fmt.Fprintln(os.Stderr, "node:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	if dir, _ := bin(); dir != "" {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+// node makes its mounts and then waits for whatever ends below it, until its standard input ends: when it has ended, for
+// whatever reason, the kernel has ended all the others.
+func node() error {
+	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
+	err = errors.Join(err, unix.Mount("proc", "/proc", "proc", 0, ""))
+	for _, dir := range []string{"/run", "/var/lib", "/dev/shm"} {
+		err = errors.Join(err, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
+	}
+	if err := errors.Join(err, os.Mkdir("/run/lock", 0o755)); err != nil {
+		return err
+	}
+	ended := make(chan os.Signal, 1)
+	signal.Notify(ended, syscall.SIGCHLD)
+	closed := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(closed)
+	}()
+	fmt.Println("ready")
+	for {
+		select {
+		case <-closed:
+			return nil
+		case <-ended:
+			for pid := 1; pid > 0; {
+				pid, _ = syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+			}
+		}
+	}
+}
+
+// rig is a machine with a runtime on it.
+type rig struct {
+	*testing.T
+	machine, outside *testkit.Host
+	// dir is for what the runtime is told; plugins is the folder of recorded plugins.
+	dir, plugins string
+	// cgroup is the name of the group, in every hierarchy, that all containers are in.
+	cgroup string
+	pid    int
+	stop   func()
+}
+
+var rigs struct {
+	sync.Mutex
+	n int
+}
+
+func newRig(t *testing.T, programs ...string) *rig {
+	testkit.Need(t, "root", "bridge", "veth", "nft", "ipv6")
+	for _, p := range programs {
+		testkit.Need(t, "program:"+p)
+	}
+	built, err := bin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rigs.Lock()
+	rigs.n++
+	number := rigs.n
+	rigs.Unlock()
+	r := &rig{T: t, dir: t.TempDir(), cgroup: fmt.Sprintf("seine-test-%d-%d", os.Getpid(), number)}
+	s := testkit.NewSandbox(t)
+	r.machine, r.outside = s.Machine, s.Outside
+	r.plugins = filepath.Join(r.dir, "plugins")
+	err = os.Mkdir(r.plugins, 0o755)
+	for _, name := range cni.Names() {
+		err = errors.Join(err, os.Symlink(filepath.Join(built, "record"), filepath.Join(r.plugins, name)))
+	}
+	r.write("plugins/record", filepath.Join(built, "plugins")+"\n"+filepath.Join(r.dir, "calls"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.start()
+	return r
+}
+
+// start starts the node.
+func (r *rig) start() {
+	r.Helper()
+	r.Cleanup(r.removeCgroups)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), nodeEnv+"=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC}
+	cmd.Stderr = os.Stderr
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2); err != nil {
+		r.Fatal(err)
+	}
+	if err := r.machine.Start(cmd); err != nil {
+		r.Skipf("skip: needs process and mount namespaces: %v", err)
+	}
+	r.pid = cmd.Process.Pid
+	r.stop = sync.OnceFunc(func() { in.Close(); _ = cmd.Wait() })
+	r.Cleanup(func() { r.stop() })
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		r.Fatalf("node: says %q: %v", line, err)
+	}
+}
+
+// removeCgroups removes what runtimes leave of the groups of containers: the one that they were told.
+func (r *rig) removeCgroups() {
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		var left []string
+		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+			found, _ := filepath.Glob(pattern + r.cgroup)
+			for _, top := range found {
+				_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+					if err == nil && d.IsDir() {
+						left = append(left, path)
+					}
+					return nil
+				})
+			}
+		}
+		slices.Reverse(left) // what is inside comes first
+		for _, dir := range left {
+			_ = syscall.Rmdir(dir) // the next round looks
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			r.Errorf("control groups stay: %s", strings.Join(left, ", "))
+			return
+		}
+	}
+}
+
+// write writes a file below the rig's folder and gives its path.
+func (r *rig) write(name, content string) string {
+	r.Helper()
+	path := filepath.Join(r.dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		r.Fatal(err)
+	}
+	return path
+}
+
+// path is where a path of the node is for this process.
+func (r *rig) path(path string) string { return fmt.Sprintf("/proc/%d/root%s", r.pid, path) }
+
+// patience is what anything may take that the stories wait for.
+const patience = 60 * time.Second
+
+// command is a program to be run on the node.
+func (r *rig) command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(r.pid), "-n", "-m", "-p", "-i", "--", name}, args...)...)
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "TMPDIR=/run", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
+	cmd.WaitDelay = 5 * time.Second
+	return cmd
+}
+
+// try runs a program on the node to its end and gives what it printed on standard output, without the last line's end.
+func (r *rig) try(name string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	defer cancel()
+	cmd := r.command(ctx, name, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, &out, &errs)
+	}
+	return strings.TrimSpace(out.String()), err
+}
+
+// background runs a program on the node until the test ends.
+func (r *rig) background(name string, args ...string) {
+	r.Helper()
+	cmd := r.command(context.Background(), name, args...)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() {
+		r.stop() // it is not a child's child that a signal would reach
+		_ = cmd.Wait()
+		if r.Failed() {
+			r.Logf("%s: %s", name, out.String())
+		}
+	})
+}
+
+// run is try for what has to work.
+func (r *rig) run(name string, args ...string) string {
+	r.Helper()
+	out, err := r.try(name, args...)
+	if err != nil {
+		r.Fatal(err)
+	}
+	return out
+}
+
+// call is what a runtime asked a plugin, and what that answered.
+type call struct {
+	Plugin, Command, ContainerID, NetNS, IfName, Args, Stdin, Out, Err string
+	Code                                                               int
+}
+
+// calls gives the calls since it was last asked. No call of a runtime may fail.
+func (r *rig) calls() []call {
+	r.Helper()
+	file := filepath.Join(r.dir, "calls")
+	text, err := os.ReadFile(file)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		r.Fatal(err)
+	}
+	var all []call
+	for dec := json.NewDecoder(bytes.NewReader(text)); ; {
+		var c call
+		if err := dec.Decode(&c); err == io.EOF {
+			break
+		} else if err != nil {
+			r.Fatal(err)
+		}
+		if c.Code != 0 {
+			r.Errorf("%s %s %s %s: ended with %d: %s%s\nconfiguration: %s", c.Plugin, c.Command, c.ContainerID, c.IfName, c.Code, c.Out, c.Err, c.Stdin)
+		}
+		all = append(all, c)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		r.Fatal(err)
+	}
+	return all
+}
+
+// of gives the calls of a command, as "PLUGIN IFNAME".
+func of(calls []call, command string) (out []string) {
+	for _, c := range calls {
+		if c.Command == command {
+			out = append(out, c.Plugin+" "+c.IfName)
+		}
+	}
+	return out
+}
+
+// traces are what is a container's on the machine: links, addresses, routes and rules of links that no network has for
+// itself, elements of nftables' sets, and what plugins and runtimes keep in files; one thing per line.
+func (r *rig) traces() []string {
+	r.Helper()
+	var out []string
+	keep := func(what, text string) {
+		for _, line := range strings.Split(text, "\n") {
+			if line = strings.TrimSpace(line); line != "" {
+				out = append(out, what+": "+line)
+			}
+		}
+	}
+	for _, kind := range []string{"veth", "ifb"} {
+		for line := range strings.Lines(r.run("ip", "-br", "link", "show", "type", kind)) {
+			keep(kind, strings.Fields(line)[0])
+		}
+	}
+	for _, family := range []string{"-4", "-6"} {
+		keep("route", r.run("ip", family, "route", "show", "table", "all", "proto", "static"))
+		keep("rule", r.run("ip", family, "rule"))
+	}
+	for _, e := range testkit.Elements(r.T, r.machine.NS) {
+		if !strings.HasPrefix(e, "localnet ") { // a network's own
+			keep("element", e)
+		}
+	}
+	for _, dir := range []string{"/run/netns", "/var/lib/cni"} {
+		_ = filepath.WalkDir(r.path(dir), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && !d.IsDir() && d.Name() != "lock" && !strings.HasPrefix(d.Name(), "last_reserved_ip.") {
+				keep("file", strings.TrimPrefix(path, r.path("")))
+			}
+			return nil
+		})
+	}
+	slices.Sort(out)
+	return out
+}
+
+// same waits until the traces are what they were: some of what the kernel reports follows later.
+func (r *rig) same(what string, before []string) {
+	r.Helper()
+	var now []string
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if now = r.traces(); slices.Equal(now, before) {
+			return
+		}
+	}
+	r.Errorf("%s: the machine is not as before:\n%s\nwas:\n%s", what, strings.Join(now, "\n"), strings.Join(before, "\n"))
+}
+
+// reach checks that a server answers at a port of the machine over TCP and UDP.
+func (r *rig) reach(from *testkit.NS, to netip.Addr, port uint16, server string) {
+	r.Helper()
+	for _, network := range []string{"tcp", "udp"} {
+		if got := testkit.Reach(r.T, from, network, netip.AddrPortFrom(to, port)); got.Server != server {
+			r.Errorf("%s %s port %d: %q answers, want %q", network, to, port, got.Server, server)
+		}
+	}
+}
+
+var loopback = netip.MustParseAddr("127.0.0.1")
+
+// peer is the program of the containers, for the node.
+func (r *rig) peer() string {
+	built, _ := bin()
+	return filepath.Join(built, "peer")
+}
+
+// limits gives the queueing discipline of the machine's end of a namespace's veth.
+func (r *rig) limits(netns string) string {
+	r.Helper()
+	for line := range strings.Lines(r.run("nsenter", "--net="+netns, "ip", "-o", "link", "show", "eth0")) {
+		_, index, _ := strings.Cut(line, "@if")
+		index, _, _ = strings.Cut(index, ":")
+		for link := range strings.Lines(r.run("ip", "-o", "link", "show", "type", "veth")) {
+			if strings.HasPrefix(link, index+": ") {
+				return link
+			}
+		}
+	}
+	r.Fatalf("no veth leads to %s", netns)
+	return ""
+}
+
+// ask has a container, by the path of its network namespace on the node, ask a server over TCP and UDP.
+func (r *rig) ask(netns string, to netip.Addr, port uint16, server string) {
+	r.Helper()
+	for _, network := range []string{"tcp", "udp"} {
+		out, err := r.try("nsenter", "--net="+netns, r.peer(), "ask", network, netip.AddrPortFrom(to, port).String())
+		if err != nil || !strings.HasPrefix(out, server+" ") {
+			r.Errorf("%s asks %s %s port %d: %q %v, want %q", netns, network, to, port, out, err, server)
+		}
+	}
+}
