@@ -58,9 +58,9 @@ func run(args []string) error {
 		}
 	}
 	if args[0] == "DEL" {
-		return s.Del()
+		return s.Del(&floor.Host{})
 	}
-	return s.Add()
+	return s.Add(&floor.Host{})
 }
 
 // with adds a part of the chain to an attachment.

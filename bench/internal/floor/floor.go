@@ -13,6 +13,8 @@ type Spec struct {
 	Netns, IfName string
 	// Host is the name of the machine's end; that of the ifb for Rate has an "i" before it.
 	Host string
+	// Group is put on the machine's end (IFLA_GROUP) when it is not 0.
+	Group uint32
 	// Bridge is where the machine's end is a port; "" for none (ptp).
 	Bridge string
 	// Addrs are the container's, Gateways those of its default routes, in the same order.
@@ -39,22 +41,21 @@ func ifinfo(index uint32, flags, change uint32) []byte {
 }
 
 // Add attaches. The calling thread is in the container's namespace afterwards: give it one that ends then.
-func (s *Spec) Add() error {
+func (s *Spec) Add(h *Host) error {
 	ns, err := unix.Open(s.Netns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("%s: %w", s.Netns, err)
 	}
 	defer unix.Close(ns)
 	if s.IfName != "lo" {
-		fd, err := socket(unix.NETLINK_ROUTE)
+		fd, err := h.socket(unix.NETLINK_ROUTE)
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd)
 		if err := s.outside(fd, ns); err != nil {
 			return err
 		}
-		if err := batch(unix.NFT_MSG_NEWSETELEM, s.Elements); err != nil {
+		if err := h.batch(unix.NFT_MSG_NEWSETELEM, s.Elements); err != nil {
 			return err
 		}
 	}
@@ -74,6 +75,9 @@ func (s *Spec) outside(fd, ns int) error {
 	var r request
 	r.begin(unix.RTM_NEWLINK, newObject, ifinfo(0, unix.IFF_UP, unix.IFF_UP)...)
 	r.str(unix.IFLA_IFNAME, s.Host)
+	if s.Group != 0 {
+		r.u32(unix.IFLA_GROUP, s.Group)
+	}
 	if s.Bridge != "" {
 		master, err := index(fd, s.Bridge)
 		if err != nil {
@@ -138,15 +142,14 @@ func (s *Spec) inside(fd int) error {
 }
 
 // Del detaches.
-func (s *Spec) Del() error {
+func (s *Spec) Del(h *Host) error {
 	if s.IfName == "lo" {
 		return s.down()
 	}
-	fd, err := socket(unix.NETLINK_ROUTE)
+	fd, err := h.socket(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
 	var r request
 	for _, name := range []string{s.Host, s.ifb()} {
 		if name == s.Host || s.Rate != 0 {
@@ -157,7 +160,7 @@ func (s *Spec) Del() error {
 	if err := r.do(fd, "delete veth"); err != nil {
 		return err
 	}
-	return batch(unix.NFT_MSG_DELSETELEM, s.Elements)
+	return h.batch(unix.NFT_MSG_DELSETELEM, s.Elements)
 }
 
 // down sets the container's loopback down.

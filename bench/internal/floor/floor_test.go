@@ -70,8 +70,10 @@ func story(s *floor.Spec, want []string) error {
 		return err
 	}
 	defer unix.Close(home)
+	h := &floor.Host{}
+	defer h.Close()
 	for range 2 { // what one leaves behind is in the next one's way
-		if err := s.Add(); err != nil {
+		if err := s.Add(h); err != nil {
 			return err
 		}
 		if err := sees(s.IfName, append([]string{"lo"}, others(s)...), s.Addrs); err != nil {
@@ -83,7 +85,7 @@ func story(s *floor.Spec, want []string) error {
 		if err := sees("", append([]string{"floor0", "lo"}, want...), nil); err != nil {
 			return err
 		}
-		if err := s.Del(); err != nil {
+		if err := s.Del(h); err != nil {
 			return err
 		}
 		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {

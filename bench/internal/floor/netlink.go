@@ -70,6 +70,34 @@ func socket(protocol int) (int, error) {
 	return fd, nil
 }
 
+// Host keeps the netlink sockets of the machine's namespace, which is that of the thread that first uses each: closing one
+// of nftables' has the kernel wait until all is freed that was deleted lately. The zero value is ready for use by one
+// thread at a time.
+type Host struct{ sockets map[int]int }
+
+func (h *Host) socket(protocol int) (int, error) {
+	if fd, ok := h.sockets[protocol]; ok {
+		return fd, nil
+	}
+	fd, err := socket(protocol)
+	if err != nil {
+		return -1, err
+	}
+	if h.sockets == nil {
+		h.sockets = map[int]int{}
+	}
+	h.sockets[protocol] = fd
+	return fd, nil
+}
+
+// Close closes the sockets.
+func (h *Host) Close() {
+	for _, fd := range h.sockets {
+		unix.Close(fd)
+	}
+	clear(h.sockets)
+}
+
 // do sends all messages at once, the last of them acknowledged, and takes the one answer: that acknowledgement, or the
 // error of the first that failed.
 func (r *request) do(fd int, what string) error {

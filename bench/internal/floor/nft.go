@@ -44,12 +44,11 @@ func nfgen(family byte, id uint16) []byte {
 }
 
 // nft carries messages out as one transaction; the last of them is acknowledged.
-func nft(what string, f func(r *request)) error {
-	fd, err := socket(unix.NETLINK_NETFILTER)
+func (h *Host) nft(what string, f func(r *request)) error {
+	fd, err := h.socket(unix.NETLINK_NETFILTER)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
 	var r request
 	r.begin(unix.NFNL_MSG_BATCH_BEGIN, 0, nfgen(unix.AF_UNSPEC, unix.NFNL_SUBSYS_NFTABLES)...)
 	f(&r)
@@ -63,11 +62,11 @@ func (r *request) nft(typ, flags uint16) {
 }
 
 // batch adds or deletes all elements at once.
-func batch(typ uint16, elements []Element) error {
+func (h *Host) batch(typ uint16, elements []Element) error {
 	if len(elements) == 0 {
 		return nil
 	}
-	return nft("elements", func(r *request) {
+	return h.nft("elements", func(r *request) {
 		for _, e := range elements {
 			var flags uint16
 			if typ == unix.NFT_MSG_NEWSETELEM {
@@ -92,7 +91,9 @@ func batch(typ uint16, elements []Element) error {
 // Machine makes what attachments count on, in the namespace of the calling thread: Table and its sets and, unless it is
 // "", a bridge that is up and has an address.
 func Machine(bridge string, gateway netip.Prefix) error {
-	err := nft("table", func(r *request) {
+	h := &Host{}
+	defer h.Close()
+	err := h.nft("table", func(r *request) {
 		r.nft(unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE)
 		r.str(unix.NFTA_TABLE_NAME, Table)
 		for i, s := range []struct {
@@ -115,11 +116,10 @@ func Machine(bridge string, gateway netip.Prefix) error {
 	if err != nil || bridge == "" {
 		return err
 	}
-	fd, err := socket(unix.NETLINK_ROUTE)
+	fd, err := h.socket(unix.NETLINK_ROUTE)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd)
 	var r request
 	r.begin(unix.RTM_NEWLINK, newObject, ifinfo(0, unix.IFF_UP, unix.IFF_UP)...)
 	r.str(unix.IFLA_IFNAME, bridge)
