@@ -15,6 +15,6 @@ func main() {
 	// It ends before there is anything worth collecting.
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(64 << 20)
-	host := cni.SystemHost(func() kernel.Kernel { return linux.New(linux.Options{}) })
+	host := cni.SystemHost(func() kernel.Kernel { return linux.New(linux.Options{Brief: true}) })
 	os.Exit(cni.Main(context.Background(), host))
 }

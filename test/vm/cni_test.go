@@ -22,7 +22,7 @@ import (
 // TestMain lets the test program be the CNI plugins too: in the VM lab there is no other program.
 func TestMain(m *testing.M) {
 	if os.Getenv("CNI_COMMAND") != "" {
-		os.Exit(cni.Main(context.Background(), cni.SystemHost(func() kernel.Kernel { return linux.New(linux.Options{}) })))
+		os.Exit(cni.Main(context.Background(), cni.SystemHost(func() kernel.Kernel { return linux.New(linux.Options{Brief: true}) })))
 	}
 	os.Exit(m.Run())
 }

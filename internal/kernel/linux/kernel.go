@@ -20,6 +20,10 @@ type Options struct {
 	// PrivateProc has sysctls written by a procfs of its own. For processes that live long: it costs a mount now and
 	// then, and pays where there are many namespaces.
 	PrivateProc bool
+	// Brief is for a process that ends soon and has no thread in another namespace than the one that calls New: what was
+	// opened of a namespace stays open for the calls to come, so that one which is put in its place under the same path
+	// is not seen, and one that was deleted is kept until Close.
+	Brief bool
 }
 
 // Kernel is the real kernel: a kernel.Kernel, and with Facts and Watch also what tells about the machine. It may be used
@@ -35,8 +39,12 @@ type Kernel struct {
 	mu sync.Mutex
 	// idle are sockets in the base namespace by protocol. Opening them again for each call would cost little, but
 	// closing one of nftables' waits until the kernel has freed all that was deleted lately, some 10 ms.
-	idle  map[int][]*sock
-	holds map[kernel.Key]*held
+	idle map[int][]*sock
+	// brief says that threads are all at home in base, see Options. spaces are then the namespaces that no session uses
+	// at present, by path.
+	brief  bool
+	spaces map[string]*space
+	holds  map[kernel.Key]*held
 	// before has the values that sysctls of the base namespace had when this process first changed them.
 	before map[string]string
 	// accepts are the rules in other people's chains that this process was asked to make.
@@ -53,6 +61,8 @@ func New(opts Options) *Kernel {
 		// Bind leaves the ids below 2^22 to process numbers and takes those above 2^31 itself.
 		ports:   1<<30 | rand.Uint32N(1<<18)<<portBits,
 		idle:    map[int][]*sock{},
+		brief:   opts.Brief && opts.Netns == "",
+		spaces:  map[string]*space{},
 		holds:   map[kernel.Key]*held{},
 		before:  map[string]string{},
 		accepts: map[kernel.Key]*kernel.Accept{},
@@ -68,7 +78,7 @@ func New(opts Options) *Kernel {
 	return k
 }
 
-// maxIdle is how many idle sockets of a protocol are kept.
+// maxIdle is how many idle sockets of a protocol are kept, and how many namespaces for Options.Brief.
 const maxIdle = 4
 
 // keep takes the sockets of a session that ended.
@@ -106,6 +116,10 @@ func (k *Kernel) Close() error {
 			so.close()
 		}
 		delete(k.idle, proto)
+	}
+	for path, p := range k.spaces {
+		p.release()
+		delete(k.spaces, path)
 	}
 	for key, h := range k.holds {
 		unix.Close(h.fd)

@@ -232,6 +232,48 @@ func TestManyNamespaces(t *testing.T) {
 	t.Log("detached in", time.Since(start))
 }
 
+// TestBrief: what was opened of a namespace stays open for the next call, which the path is not needed for any more, while
+// every thread stays at home; Close lets go of all of it.
+func TestBrief(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ns")
+	if err := os.Symlink(newNetns(t), path); err != nil {
+		t.Fatal(err)
+	}
+	home, err := os.Readlink(ownNetns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := openFiles(t)
+	k, lasting := New(Options{Brief: true}), New(Options{})
+	want := &kernel.Addr{NS: path, Link: "lo", Prefix: prefix("10.0.0.1/32")}
+	sys := &kernel.Sysctl{NS: path, Name: "net/ipv4/conf/lo/arp_notify", Value: "1"}
+	apply(t, k, creations([]kernel.Object{want, sys})...)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	// The machine's lo stands for its namespace, and is only looked at.
+	machine := &kernel.Link{Name: "lo", Type: kernel.Loopback}
+	for _, tt := range []struct {
+		k    *Kernel
+		want int
+	}{{k, 3}, {lasting, 1}, {k, 3}} {
+		if got := list(t, tt.k, want, sys, machine); len(got) != tt.want {
+			t.Errorf("lists %v, want %d objects", got, tt.want)
+		}
+	}
+	if now, err := os.Readlink(ownNetns); now != home {
+		t.Errorf("the thread is in %s, was in %s (%v)", now, home, err)
+	}
+	for _, k := range []*Kernel{k, lasting} {
+		if err := k.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if now := openFiles(t); now != before {
+		t.Errorf("%d open files after Close, were %d", now, before)
+	}
+}
+
 func openFiles(t *testing.T) int {
 	t.Helper()
 	d, err := os.ReadDir("/proc/self/fd")

@@ -39,17 +39,23 @@ func openNetns(path string) (int, error) {
 // inNetns runs f on a thread that is in the namespace fd.
 func inNetns(fd int, f func() error) error {
 	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	home, err := unix.Open(ownNetns, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		runtime.UnlockOSThread()
 		return fmt.Errorf("own network namespace: %w", err)
 	}
 	defer unix.Close(home)
+	return visit(fd, home, f)
+}
+
+// visit runs f on a thread that is in the namespace fd and comes back to the namespace home.
+func visit(fd, home int, f func() error) error {
+	runtime.LockOSThread()
 	if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("enter network namespace: %w", err)
 	}
-	err = f()
+	err := f()
 	if back := unix.Setns(home, unix.CLONE_NEWNET); back != nil {
 		// The thread stays locked: nobody else may get one that is in the wrong namespace.
 		return errors.Join(err, fmt.Errorf("leave network namespace: %w", back))
@@ -117,6 +123,43 @@ func (p *space) close() {
 		p.k.keep(p.socks)
 		return
 	}
+	if !p.k.keepSpace(p) {
+		p.release()
+	}
+}
+
+// keepSpace takes a namespace of a session that ended, if it is one to keep; what the session knew of it is forgotten.
+func (k *Kernel) keepSpace(p *space) bool {
+	if !k.brief {
+		return false
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.spaces[p.path] != nil || len(k.spaces) >= maxIdle {
+		return false
+	}
+	kept := &space{k: k, path: p.path, fd: p.fd, socks: map[int]*sock{}}
+	for proto, so := range p.socks {
+		if so.broken {
+			so.close()
+			continue
+		}
+		kept.socks[proto] = so
+	}
+	k.spaces[p.path] = kept
+	return true
+}
+
+// keptSpace gives a namespace that was kept, nil for none.
+func (k *Kernel) keptSpace(path string) *space {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	p := k.spaces[path]
+	delete(k.spaces, path)
+	return p
+}
+
+func (p *space) release() {
 	for _, so := range p.socks {
 		so.close()
 	}
@@ -147,15 +190,23 @@ func (s *session) space(path string) (*space, error) {
 		return nil, err
 	}
 	fd, err := s.k.base, s.k.baseErr
+	var socks map[int]*sock
 	if path != "" {
 		s.trim()
-		fd, err = openNetns(path)
+		if p := s.k.keptSpace(path); p != nil {
+			fd, err, socks = p.fd, nil, p.socks
+		} else {
+			fd, err = openNetns(path)
+		}
+	}
+	if socks == nil {
+		socks = map[int]*sock{}
 	}
 	if err != nil {
 		s.gone[path] = err
 		return nil, err
 	}
-	p := &space{k: s.k, path: path, fd: fd, socks: map[int]*sock{}, index: map[string]int{},
+	p := &space{k: s.k, path: path, fd: fd, socks: socks, index: map[string]int{},
 		declared: map[tableRef]*kernel.Table{}}
 	s.spaces[path] = p
 	if path != "" {
@@ -164,7 +215,16 @@ func (s *session) space(path string) (*space, error) {
 	return p, nil
 }
 
-func (p *space) do(f func() error) error { return inNetns(p.fd, f) }
+// do runs f on a thread that is in the namespace.
+func (p *space) do(f func() error) error {
+	switch {
+	case !p.k.brief:
+		return inNetns(p.fd, f)
+	case p.path == "":
+		return f()
+	}
+	return visit(p.fd, p.k.base, f)
+}
 
 // sock gives the session's socket of a netlink protocol in this namespace.
 func (p *space) sock(proto int) (*sock, error) {

@@ -29,27 +29,32 @@ type procMount struct {
 	old             bool
 }
 
-// open opens the file of a sysctl on the calling thread's behalf, whose namespace decides which it is.
-func (p *procfs) open(name string, flags int) (*os.File, error) {
+// open opens the file of a sysctl on the calling thread's behalf, whose namespace decides which it is. It gives a bare
+// descriptor: an os.File would be put into the runtime's poller, which is twice the work of reading or writing it.
+func (p *procfs) open(name string, flags int) (int, error) {
 	path, err := sysctlPath(name)
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
-	m := p.take()
-	if m == nil {
-		return os.OpenFile(path, flags, 0)
+	dir, file := unix.AT_FDCWD, path
+	if m := p.take(); m != nil {
+		defer p.give(m)
+		dir = m.fd
+		file, _ = filepath.Rel("/proc", path)
 	}
-	defer p.give(m)
-	rel, _ := filepath.Rel("/proc", path)
+	fd, err := again(func() (int, error) { return unix.Openat(dir, file, flags|unix.O_CLOEXEC, 0) })
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return fd, nil
+}
+
+// again calls f until no signal interrupts it.
+func again(f func() (int, error)) (int, error) {
 	for {
-		fd, err := unix.Openat(m.fd, rel, flags|unix.O_CLOEXEC, 0)
-		if err == unix.EINTR {
-			continue
+		if n, err := f(); err != unix.EINTR {
+			return n, err
 		}
-		if err != nil {
-			return nil, &os.PathError{Op: "open", Path: path, Err: err}
-		}
-		return os.NewFile(uintptr(fd), path), nil
 	}
 }
 

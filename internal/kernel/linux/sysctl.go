@@ -1,9 +1,7 @@
 package linux
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -26,22 +24,36 @@ func sysctlPath(name string) (string, error) {
 
 // readSysctl and writeSysctl work on a thread in the namespace that is meant.
 func (k *Kernel) readSysctl(name string) (string, error) {
-	f, err := k.proc.open(name, os.O_RDONLY)
+	fd, err := k.proc.open(name, unix.O_RDONLY)
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(f)
-	return strings.TrimSpace(string(b)), err
+	defer unix.Close(fd)
+	var all []byte
+	var buf [512]byte
+	for {
+		n, err := again(func() (int, error) { return unix.Read(fd, buf[:]) })
+		if err != nil {
+			return "", &os.PathError{Op: "read", Path: "/proc/sys/" + name, Err: err}
+		}
+		if n == 0 {
+			return strings.TrimSpace(string(all)), nil
+		}
+		all = append(all, buf[:n]...)
+	}
 }
 
 func (k *Kernel) writeSysctl(name, value string) error {
-	f, err := k.proc.open(name, os.O_WRONLY)
+	fd, err := k.proc.open(name, unix.O_WRONLY)
 	if err != nil {
 		return err
 	}
-	_, err = f.WriteString(value + "\n")
-	return errors.Join(err, f.Close())
+	defer unix.Close(fd)
+	// In one piece: each write sets the value anew.
+	if _, err = again(func() (int, error) { return unix.Write(fd, []byte(value+"\n")) }); err != nil {
+		return &os.PathError{Op: "write", Path: "/proc/sys/" + name, Err: err}
+	}
+	return nil
 }
 
 // sameValue compares values as the kernel does: it turns blanks between numbers into tabs.
