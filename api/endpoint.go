@@ -38,6 +38,10 @@ type Sandbox struct {
 	Netns string `json:"netns,omitempty"`
 	// Interface is the name inside. Default: eth and the Index.
 	Interface string `json:"interface,omitempty"`
+	// Handoff leaves the interface on the machine, under the name Interface that the daemon gives it, for the caller to move
+	// into a namespace and to give addresses and routes there; Netns is empty. Docker works this way. The daemon keeps the
+	// machine's end alone.
+	Handoff bool `json:"handoff,omitempty"`
 	// PID, where set, ties the endpoint to a process: it is detached when the process ends. PIDStart is the
 	// process's start time (proc_pid_stat(5), field 22), filled in by the daemon, against reuse of the number.
 	PID      int    `json:"pid,omitempty"`
@@ -143,6 +147,9 @@ func (e *Endpoint) Validate() error {
 func (s *Sandbox) validate(noun string) error {
 	if s.Netns != "" && (!filepath.IsAbs(s.Netns) || filepath.Clean(s.Netns) != s.Netns || strings.ContainsAny(s.Netns, "\x00\n")) {
 		return FieldError(noun, "sandbox.netns", s.Netns, "is no clean absolute path", "a path such as /run/netns/a")
+	}
+	if s.Handoff && s.Netns != "" {
+		return FieldError(noun, "sandbox.handoff", true, fmt.Sprintf("does not go with sandbox.netns %q", s.Netns), "one of the two")
 	}
 	if s.PID < 0 {
 		return FieldError(noun, "sandbox.pid", s.PID, "is no process number", "a positive number, or 0 for none")

@@ -36,6 +36,8 @@ type Uses struct {
 	Subnets bool
 	// Sandbox: endpoints have a network namespace of their own.
 	Sandbox bool
+	// Handoff: an interface can be left to the caller to move.
+	Handoff bool
 	// Ports can be published.
 	Ports bool
 	// Options are the keys of Network.Options that the driver knows, with what they mean.

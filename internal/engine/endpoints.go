@@ -129,6 +129,8 @@ func (e *Engine) checkSandbox(noun string, ep *api.Endpoint) error {
 			return api.FieldError(noun, "sandbox.cookie", ep.Sandbox.Cookie, "is of another namespace", fmt.Sprintf("%d, or none", cookie))
 		}
 		ep.Sandbox.Cookie = cookie
+	} else {
+		ep.Sandbox.Cookie = 0
 	}
 	if ep.Sandbox.PID != 0 {
 		start, err := e.Machine.ProcessStart(ep.Sandbox.PID)
@@ -212,7 +214,10 @@ func keep(ep *api.Endpoint, was api.Endpoint) {
 // daemon. With an error nothing is reserved. e.mu is held.
 func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, old *api.Endpoint) error {
 	uses := e.Drivers[n.Driver].Uses()
-	if uses.Sandbox && ep.Sandbox.Netns == "" {
+	if ep.Sandbox.Handoff && !uses.Handoff {
+		return api.FieldError(noun, "sandbox.handoff", true, fmt.Sprintf("can't be had with driver %q", n.Driver), "the path of a network namespace in sandbox.netns")
+	}
+	if uses.Sandbox && ep.Sandbox.Netns == "" && !ep.Sandbox.Handoff {
 		return api.FieldError(noun, "sandbox.netns", "", "is empty", "the path of a network namespace")
 	}
 	if !uses.Sandbox && ep.Sandbox.Netns != "" {
@@ -248,6 +253,10 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 // placeEndpoint gives the endpoint its index and interface name among those of its sandbox.
 func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, old *api.Endpoint) error {
 	if !uses.Sandbox || !uses.Subnets {
+		return nil
+	}
+	if ep.Sandbox.Handoff { // the name inside is the caller's to choose
+		ep.Sandbox.Interface = driver.PortName(kernel.HandoffPrefix, ep.Network, ep.Name)
 		return nil
 	}
 	indexes, names := map[int]bool{}, map[string]string{}

@@ -13,7 +13,7 @@ func (e *Engine) announce(ep api.Endpoint) {
 	if e.Names != nil && len(ep.Addresses) > 0 {
 		n, _ := e.Store.Network(ep.Network)
 		e.Names.Set(ep.Key(), NameRecord{Names: append([]string{ep.Name}, ep.Aliases...), Network: ep.Network,
-			Container: ep.Sandbox.Netns, Addrs: ep.Addresses, Internal: n.Internal})
+			Container: container(ep), Addrs: ep.Addresses, Internal: n.Internal})
 	}
 	if e.Relays == nil {
 		return
@@ -25,6 +25,15 @@ func (e *Engine) announce(ep api.Endpoint) {
 	} else {
 		e.Relays.Drop(ep.Key())
 	}
+}
+
+// container tells the sandboxes apart. Which one has an interface that somebody else moved is not known: it counts as one
+// of its own.
+func container(ep api.Endpoint) string {
+	if ep.Sandbox.Handoff {
+		return "endpoint " + ep.Key()
+	}
+	return ep.Sandbox.Netns
 }
 
 // unannounce takes an endpoint out of the name server and the loopback proxy.

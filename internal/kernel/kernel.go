@@ -180,3 +180,6 @@ const HostPrefix = "sn-"
 
 // PortPrefix begins the name of the machine's end of every veth that is a port of a bridge of ours.
 const PortPrefix = "sv-"
+
+// HandoffPrefix begins the name of the other end where somebody else moves it into its sandbox.
+const HandoffPrefix = "sc-"

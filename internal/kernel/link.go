@@ -98,6 +98,9 @@ type Peer struct {
 	MTU   int
 	MAC   string
 	Alias string
+	// Handoff says that somebody else takes the end, moves and renames it, once the pair is made: from then on nothing of it
+	// is compared, looked for or changed.
+	Handoff bool
 }
 
 // Parent is a link that others are made on (IFLA_LINK). It may be in another namespace than they; when it goes, they go.
@@ -137,7 +140,7 @@ func (l *Link) Holds(actual Object) bool {
 		l.Table != 0 && l.Table != a.Table {
 		return false
 	}
-	if l.Peer == nil {
+	if l.Peer == nil || l.Peer.Handoff {
 		return true
 	}
 	p := a.Peer
@@ -160,7 +163,7 @@ func (l *Link) Replace(actual *Link) bool {
 	if l.Mode != "" && l.Mode != actual.Mode && (l.Mode == "passthru" || actual.Mode == "passthru") {
 		return true
 	}
-	return l.Peer != nil && (actual.Peer == nil || l.Peer.NS != actual.Peer.NS || l.Peer.Name != actual.Peer.Name)
+	return l.Peer != nil && !l.Peer.Handoff && (actual.Peer == nil || l.Peer.NS != actual.Peer.NS || l.Peer.Name != actual.Peer.Name)
 }
 
 // String implements Object.
@@ -221,6 +224,9 @@ func (l *Link) String() string {
 		word("mtu", fmt.Sprint(l.Peer.MTU))
 		word("address", l.Peer.MAC)
 		b.WriteString(in(l.Peer.NS))
+		if l.Peer.Handoff {
+			b.WriteString(" to be taken")
+		}
 	}
 	return b.String() + in(l.NS)
 }

@@ -23,7 +23,9 @@ type Driver struct{}
 func New() Driver { return Driver{} }
 
 // Uses implements driver.Driver.
-func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
+func (Driver) Uses() driver.Uses {
+	return driver.Uses{Subnets: true, Sandbox: true, Handoff: true, Ports: true}
+}
 
 // Interfaces implements driver.Driver: the bridge, and its port.
 func (Driver) Interfaces(n api.Network, e api.Endpoint) (via, end string) {
@@ -69,10 +71,17 @@ func (d Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel
 			Peer: &kernel.Peer{NS: e.Sandbox.Netns, Name: e.Sandbox.Interface, MTU: n.MTU, MAC: e.MAC, Alias: alias}},
 		&kernel.LinkUp{Link: host},
 	}
+	if e.Sandbox.Handoff {
+		p := out[0].(*kernel.Link).Peer
+		p.Handoff, p.Alias = true, "" // who takes it may look at the alias; and it is not ours for long
+	}
 	if !f.NoIPv6 {
 		// The port itself speaks no IPv6. The kernel would give it a link-local address and routes, and walks all of
 		// these whenever a link comes or goes: the cost of one more endpoint would grow with their number.
 		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + host + "/disable_ipv6", Value: "1"})
+	}
+	if e.Sandbox.Handoff {
+		return out, nil
 	}
 	out = append(out, driver.Inside(n, e)...)
 	for _, s := range n.Subnets {

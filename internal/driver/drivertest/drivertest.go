@@ -50,7 +50,7 @@ func Cases(uses driver.Uses, name string) []Case {
 		return []Case{make("plain", nil, nil, func(c *Case) { c.Network.MTU, c.Endpoint.MAC = 0, "" })}
 	}
 	both, addrs := []api.Subnet{v4, v6}, []netip.Addr{a4, a6}
-	return []Case{
+	cases := []Case{
 		make("ipv4", []api.Subnet{v4}, addrs[:1], nil),
 		make("ipv6", []api.Subnet{v6}, addrs[1:], nil),
 		make("dual", both, addrs, nil),
@@ -62,6 +62,12 @@ func Cases(uses driver.Uses, name string) []Case {
 			c.Facts.BridgeFilter4, c.Facts.BridgeFilter6 = true, true
 		}),
 	}
+	if uses.Handoff {
+		cases = append(cases, make("handoff", both, addrs, func(c *Case) {
+			c.Endpoint.Sandbox = api.Sandbox{Handoff: true, Interface: "sc-0123456789ab"}
+		}))
+	}
+	return cases
 }
 
 // Run is the test of a driver.

@@ -41,6 +41,13 @@ func (h *hands) Remove(t testing.TB, o kernel.Object) {
 	}
 }
 
+func (h *hands) Move(t testing.TB, link, to, name string) {
+	t.Helper()
+	if !h.k.Move("", link, to, name) {
+		t.Fatalf("link %q can't be moved to %q", link, to)
+	}
+}
+
 func (h *hands) AddForeign(_ testing.TB, o kernel.Object) { h.k.AddForeign(o) }
 
 func (h *hands) AddForeignTarget(_ testing.TB, family, table, chain string, rules ...string) {

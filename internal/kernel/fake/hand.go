@@ -106,6 +106,19 @@ func (k *Kernel) addForeign(s *space, o kernel.Object) error {
 	return nil
 }
 
+// Move moves a link to another namespace under a name as somebody does by hand. It reports whether there was such a link,
+// and such a namespace.
+func (k *Kernel) Move(ns, link, to, name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.spaces[ns] == nil || k.spaces[to] == nil || k.spaces[ns].links[link] == nil {
+		return false
+	}
+	k.undo = nil
+	k.move(k.spaces[ns].links[link], to, name)
+	return true
+}
+
 // AddForeignChain makes a chain of somebody else with rules in nft syntax: a place for a kernel.Accept.
 func (k *Kernel) AddForeignChain(family, table, chain string, rules ...string) {
 	k.mu.Lock()

@@ -191,7 +191,7 @@ func (k *Kernel) setLink(s *space, l *link, o *kernel.Link) error {
 	l.promisc = l.promisc || o.Promisc
 	l.filter = l.filter || o.VLANFiltering
 	l.setBasics(o.MTU, o.MAC)
-	if o.Peer != nil && l.peer != nil {
+	if o.Peer != nil && l.peer != nil && !(o.Peer.Handoff && s.links[l.name] == l) {
 		if o.Peer.Alias != "" {
 			l.peer.alias = o.Peer.Alias
 		}

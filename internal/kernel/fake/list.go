@@ -234,7 +234,7 @@ func (k *Kernel) listed(l *link, asked *kernel.Link) *kernel.Link {
 	if asked == nil {
 		asked = &kernel.Link{}
 	}
-	if asked.Peer == nil || o.Peer != nil && (o.Peer.NS != asked.Peer.NS || o.Peer.Name != asked.Peer.Name) {
+	if asked.Peer == nil || asked.Peer.Handoff || o.Peer != nil && (o.Peer.NS != asked.Peer.NS || o.Peer.Name != asked.Peer.Name) {
 		o.Peer = nil
 	}
 	if asked.Home == l.alias {

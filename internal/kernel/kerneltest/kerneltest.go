@@ -32,6 +32,8 @@ type Hands interface {
 	// Remove removes an object that exists: a link, address, route, rule, neighbour, FDB entry, qdisc, table, chain or
 	// element is deleted, a link that is up (LinkUp) is set down.
 	Remove(t testing.TB, o kernel.Object)
+	// Move moves a link of the machine's to another namespace and gives it a name there.
+	Move(t testing.TB, link, to, name string)
 	// AddForeign makes a Link (bridge or veth) without an alias, a LinkUp, Addr, Route, Rule or Neigh that is not ours.
 	AddForeign(t testing.TB, o kernel.Object)
 	// AddForeignChain makes a forward chain with rules in nft syntax in a table of somebody else's.
@@ -76,6 +78,7 @@ func cases() []testCase {
 		{"veth pair", testVethPair},
 		{"veth peer name taken", testPeerTaken},
 		{"veth in one namespace is one object", testVethInOneNamespace},
+		{"veth end that somebody takes", testHandoff},
 		{"link needs its master", testMasterAbsent},
 		{"bridge releases its ports", testBridgeGone},
 		{"port flags", testPortFlags},

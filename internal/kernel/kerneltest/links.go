@@ -49,6 +49,40 @@ func testVethInOneNamespace(s *suite) {
 	s.absent(l, far)
 }
 
+func testHandoff(s *suite) {
+	ns := s.h.AddNamespace(s)
+	b, l := bridge("sn-a"), veth("sv-a", "", "sc-a")
+	l.Master, l.Peer.Alias, l.Peer.Handoff = "sn-a", "", true
+	want := []kernel.Object{b, l, &kernel.LinkUp{Link: b.Name}, &kernel.LinkUp{Link: l.Name}}
+	s.make(want...)
+	s.ours(want...)
+	s.absent(&kernel.Link{NS: ns, Name: "eth7", Type: kernel.Veth})
+
+	s.h.Move(s, "sc-a", ns, "eth7")
+	taken := &kernel.Link{NS: ns, Name: "eth7", Type: kernel.Veth, MAC: l.Peer.MAC}
+	s.holds(append(want, taken)...)
+	s.ours(want...)
+	if left := kernel.Diff(want, values(s.list(kernel.Scope{Objects: want, All: true}))); len(left) > 0 {
+		s.Errorf("an end that was taken is to be changed: %v", left)
+	}
+	more := with(l, func(o *kernel.Link) {
+		o.MTU, o.Peer = 1400, &kernel.Peer{Name: "sc-a", MTU: 1400, MAC: "02:00:00:00:0e:01", Handoff: true}
+	})
+	s.ok(s.update(l, more), "to change the end that is kept")
+	s.holds(more, taken)
+	s.is(s.create(with(more, func(o *kernel.Link) { o.Name, o.Peer = "sv-b", &kernel.Peer{Name: "sn-a", Handoff: true} })),
+		kernel.ErrExists, "an end whose name is taken")
+	s.ok(s.delete(more), "delete with the end elsewhere")
+	s.absent(more, taken)
+
+	s.make(more)
+	s.h.Move(s, "sc-a", ns, "eth7")
+	s.h.RemoveNamespace(s, ns)
+	s.eventually("the end that is kept goes, too", func() bool { return s.get(more) == nil })
+	s.settle(nil, nil)
+	s.ours()
+}
+
 func testMasterAbsent(s *suite) {
 	ns := s.h.AddNamespace(s)
 	l := veth("sv-a", ns, "eth0")

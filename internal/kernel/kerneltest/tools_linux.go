@@ -211,6 +211,13 @@ func ruleArgs(verb string, r *kernel.Rule) []string {
 	return args
 }
 
+// Move implements Hands.
+func (h *Tools) Move(t testing.TB, link, to, name string) {
+	t.Helper()
+	h.run(t, "", "ip", "link", "set", "dev", link, "down")
+	h.run(t, "", "ip", "link", "set", "dev", link, "netns", filepath.Base(to), "name", name)
+}
+
 // AddForeign implements Hands.
 func (h *Tools) AddForeign(t testing.TB, o kernel.Object) {
 	t.Helper()

@@ -263,7 +263,7 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 		out.Master = name
 	}
 	peer := want.Peer
-	if l.kind != string(kernel.Veth) || peer == nil {
+	if l.kind != string(kernel.Veth) || peer == nil || peer.Handoff {
 		return out, nil
 	}
 	far, err := s.space(peer.NS)
