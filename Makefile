@@ -9,12 +9,11 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 export GOFLAGS += -buildvcs=false
 
 PROGRAMS    := seine seined seine-cni
-CNI_PLUGINS := bandwidth bridge dhcp dummy firewall flannel host-device host-local ipvlan loopback macvlan portmap ptp sbr seine static tap tuning vlan vrf
 LDFLAGS     := -s -w -X main.version=$(VERSION)
 UNITDIR      = $(PREFIX)/lib/systemd/system
 
 .DEFAULT_GOAL := build
-.PHONY: build run test lint deps vm bench fuzz install install-cni uninstall clean help
+.PHONY: build run test lint deps vm bench fuzz install install-cni uninstall uninstall-cni clean help
 
 build: ## build bin/seine, bin/seined and bin/seine-cni
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%=./cmd/%)
@@ -48,10 +47,11 @@ install: build ## programs and systemd unit under PREFIX (/usr/local)
 	install -m 755 $(PROGRAMS:%=bin/%) $(DESTDIR)$(PREFIX)/bin
 	sed 's|/usr/local/bin/|$(PREFIX)/bin/|' dist/systemd/seined.service >$(DESTDIR)$(UNITDIR)/seined.service
 
-install-cni: build ## seine-cni under the names of the reference plugins in CNI_BIN (/opt/cni/bin), in place of them
-	install -d $(DESTDIR)$(CNI_BIN)
-	install -m 755 bin/seine-cni $(DESTDIR)$(CNI_BIN)/seine-cni
-	for p in $(CNI_PLUGINS); do ln -sf seine-cni $(DESTDIR)$(CNI_BIN)/$$p; done
+install-cni: build ## seine-cni under the names of the reference plugins in CNI_BIN (/opt/cni/bin); uninstall-cni undoes it
+	bin/seine cni install --bin-dir $(DESTDIR)$(CNI_BIN)
+
+uninstall-cni: build ## what install-cni replaced in CNI_BIN, back in place
+	bin/seine cni uninstall --bin-dir $(DESTDIR)$(CNI_BIN)
 
 uninstall: ## remove what install put there (run "seine reset" first to clear the kernel)
 	rm -f $(PROGRAMS:%=$(DESTDIR)$(PREFIX)/bin/%) $(DESTDIR)$(UNITDIR)/seined.service

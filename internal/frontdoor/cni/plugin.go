@@ -47,6 +47,10 @@ var plugins = map[string]plugin{
 	"vrf":         vrf{},
 }
 
+// namesCommand, as first argument, has the program print the names that it can be called by, one on a line: what installs
+// it asks.
+const namesCommand = "plugins"
+
 // Names gives the plugins that the program can be called as.
 func Names() []string { return slices.Sorted(maps.Keys(plugins)) }
 
@@ -55,6 +59,9 @@ func Main(ctx context.Context, h *Host) int {
 	name, p := pick(h.Args)
 	verb := h.Getenv("CNI_COMMAND")
 	if p == nil {
+		if verb == "" && name == namesCommand {
+			return h.out([]byte(strings.Join(Names(), "\n")), nil)
+		}
 		if verb == "" {
 			fmt.Fprintf(h.Stderr, "%s: want to be called as one of: %s; or with one of these as first argument\n", name, strings.Join(Names(), ", "))
 			return 1
