@@ -128,7 +128,7 @@ type Scope struct {
 	// addresses of its link, a PortVLANs without a Link for those of all ports of its Bridge, a Link without a Name for
 	// all links (veths without their peers), a Route without a Dst for all routes of all tables (over its Link, where
 	// that is given), a Rule without a Table for all rules of both families, an Element without an Item for all elements
-	// of its set. Routes and rules come with their Proto then.
+	// of its set whose comment begins with its Comment. Routes and rules come with their Proto then.
 	Objects []Object
 	// All also lists everything in the machine's own namespace that is provably ours, wanted or not.
 	All bool

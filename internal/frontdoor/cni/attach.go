@@ -443,16 +443,32 @@ func listWithPorts(ctx context.Context, r *request, scope kernel.Scope) ([]kerne
 	for _, o := range objs {
 		e, ok := o.(*kernel.Element)
 		if ok && (e.Set.Name == snat4.Name || e.Set.Name == snat6.Name) && r.ident().marked(e.Comment) {
-			all := kernel.Scope{Objects: []kernel.Object{table()}, Mark: r.ident().key()}
-			for _, o := range scope.Objects {
-				if e, ok := o.(*kernel.Element); !ok || e.Family != "" { // those of the table are found by the mark
-					all.Objects = append(all.Objects, o)
-				}
-			}
-			return r.kernel.List(ctx, all)
+			ports, err := r.kernel.List(ctx, kernel.Scope{Objects: publishedBy(r)})
+			return append(objs, ports...), err
 		}
 	}
 	return objs, nil
+}
+
+// publishedBy stands for all elements that the DEL of portmap finds by an attachment's configuration, which this one does
+// not have: whole sets, but neither the links of the machine nor what other plugins keep in the table.
+func publishedBy(r *request) []kernel.Object {
+	var v4, v6 bool
+	for _, a := range r.prev.addrs() {
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+	}
+	out := []kernel.Object{element(localnet, r.ident().veth(), "", "")}
+	for _, f := range []struct {
+		has  bool
+		sets []*kernel.Set
+	}{{v4, []*kernel.Set{port4, host4, when4, whenhost4}}, {v6, []*kernel.Set{port6, host6, when6, whenhost6}}} {
+		for _, s := range f.sets {
+			if f.has {
+				out = append(out, element(s, "", "", r.ident().key()))
+			}
+		}
+	}
+	return out
 }
 
 // findMasquerade gives the attachment's addresses, and adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,

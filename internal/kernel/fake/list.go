@@ -38,8 +38,10 @@ func (k *Kernel) List(ctx context.Context, scope kernel.Scope) ([]kernel.Object,
 		}
 		if e, ok := o.(*kernel.Element); ok && e.Item == "" {
 			if t := s.tableOf(e.Family, e.Table); t != nil {
-				for _, e := range t.elems[e.Set.Name] {
-					found[e.Key()] = listedContent(e)
+				for _, have := range t.elems[e.Set.Name] {
+					if strings.HasPrefix(have.Comment, e.Comment) {
+						found[have.Key()] = listedContent(have)
+					}
 				}
 			}
 		}

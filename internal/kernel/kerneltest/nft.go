@@ -53,25 +53,30 @@ func testForeignChain(s *suite) {
 	}
 }
 
-// testWholeSet: an element without an item stands for all of its set, and of no other.
+// testWholeSet: an element without an item stands for all of its set, and of no other, or for those with a comment that
+// begins as its own.
 func testWholeSet(s *suite) {
 	t := table()
 	all := []kernel.Object{element(one4, "", ""), element(sub4, "", ""), element(port4, "", "")}
-	list := func() []kernel.Object {
+	list := func(comment string) []kernel.Object {
 		s.Helper()
+		for _, o := range all {
+			o.(*kernel.Element).Comment = comment
+		}
 		objs, err := s.k.List(s.Context(), kernel.Scope{Objects: all})
 		if err != nil {
 			s.Fatal(err)
 		}
 		return objs
 	}
-	if got := list(); len(got) != 0 {
+	if got := list(""); len(got) != 0 {
 		s.Errorf("of no table: %v", got)
 	}
 	in := []kernel.Object{element(one4, "10.1.0.1", ""), element(one4, "10.1.0.2", ""), element(sub4, "10.1.0.0/24", ""),
 		element(port4, "tcp . 8080", "10.1.0.2 . 80")}
+	in[1].(*kernel.Element).Comment = "seine:b"
 	s.make(append(in, t, element(one6, "fd00:1::1", ""))...)
-	got := list()
+	got := list("")
 	if len(got) != len(in) {
 		s.Errorf("got %v", got)
 	}
@@ -79,6 +84,9 @@ func testWholeSet(s *suite) {
 		if !slices.ContainsFunc(got, func(o kernel.Object) bool { return o.Key() == w.Key() && w.Holds(o) }) {
 			s.Errorf("%s is not among %v", w, got)
 		}
+	}
+	if got := list("seine:"); len(got) != 1 || got[0].Key() != in[1].Key() {
+		s.Errorf("with a comment that begins with seine: got %v, want %s", got, in[1])
 	}
 }
 

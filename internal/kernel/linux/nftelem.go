@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -206,7 +207,7 @@ func (s *session) listElements(sp *space, want []kernel.Object, f *found) error 
 		e := o.(*kernel.Element)
 		p := place{refTo(e.Family, e.Table), e.Set.Name}
 		if e.Item == "" {
-			if err := sp.allOf(p.table, e.Set, f); err != nil && !gone(err) {
+			if err := sp.allOf(p.table, e, f); err != nil && !gone(err) {
 				return fmt.Errorf("set %q of table %q: %w", p.set, p.table.name, err)
 			}
 			continue
@@ -227,14 +228,17 @@ func (s *session) listElements(sp *space, want []kernel.Object, f *found) error 
 	return nil
 }
 
-// allOf lists all elements of a set.
-func (p *space) allOf(table tableRef, s *kernel.Set, f *found) error {
-	have, err := p.elems(table, s)
+// allOf lists all elements of a set whose comment begins with that of want.
+func (p *space) allOf(table tableRef, want *kernel.Element, f *found) error {
+	have, err := p.elems(table, want.Set)
 	if err != nil {
 		return err
 	}
 	for _, el := range have {
-		o, err := el.object(p.path, table, s, nil)
+		if !strings.HasPrefix(el.comment, want.Comment) {
+			continue
+		}
+		o, err := el.object(p.path, table, want.Set, nil)
 		if err != nil {
 			return err
 		}
