@@ -127,7 +127,7 @@ func TestAsk(t *testing.T) {
 	d := daemon{filepath.Join(s.data, "s")}
 	labels := map[string]string{"x": strings.Repeat("<é>", 100)}
 	for i := range 300 {
-		e := api.Endpoint{Meta: api.Meta{Labels: labels}, Name: fmt.Sprint("e", i), Sandbox: api.Sandbox{Netns: netns}}
+		e := api.Endpoint{Meta: api.Meta{Labels: labels}, Name: fmt.Sprintf("e%03d", i), Sandbox: api.Sandbox{Netns: netns}}
 		var out api.Endpoint
 		if err := d.ask(t.Context(), "PUT", endpointPath("net", e.Name), createOnly, &e, &out); err != nil || out.Labels["x"] != labels["x"] {
 			t.Fatalf("%+v %v", out, err)
