@@ -150,6 +150,33 @@ func TestSeineNetwork(t *testing.T) {
 	s.fine("DEL", with(seine1, "name", strings.Repeat("n", 70)))
 }
 
+// Every version's form of the result; what can't be told in it leaves nothing.
+func TestSeineVersions(t *testing.T) {
+	s := newServed(t, "net")
+	if _, err := s.engine.PutNetwork(t.Context(), api.Network{Name: "none", Driver: "null"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range versions {
+		conf := with(seine1, "cniVersion", v)
+		out := s.fine("ADD", conf)
+		if old := !atLeast(v, "0.3.0"); strings.Contains(out, `"ip4"`) != old || strings.Contains(out, `"ips"`) == old || !strings.Contains(out, "10.1.0.1") {
+			t.Errorf("%s: %s", v, out)
+		}
+		s.fine("DEL", conf)
+		if conf = with(conf, "network", "none"); atLeast(v, "0.3.0") {
+			if out := s.fine("ADD", conf); strings.Contains(out, "interfaces") {
+				t.Errorf("%s: without an interface: %s", v, out)
+			}
+			s.fine("DEL", conf)
+		} else {
+			s.wrong("ADD", conf, CodeConfig, "without addresses")
+		}
+		if got := s.endpoints(); len(got) > 0 {
+			t.Errorf("%s: left behind: %q", v, got)
+		}
+	}
+}
+
 func TestSeineErrors(t *testing.T) {
 	s := newServed(t, "net")
 	rc := func(text string) string { return with(seine1, "runtimeConfig", json.RawMessage(text)) }
