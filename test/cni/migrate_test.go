@@ -2,8 +2,11 @@ package cni_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +35,8 @@ func reference(t *testing.T, plugins ...string) string {
 	return ""
 }
 
+var sharedChain = regexp.MustCompile(`CNI-(HOSTPORT-|FORWARD|ADMIN)`)
+
 // foreign is what others have of nftables' chains and rules that is a container's.
 func (r *rig) foreign() string {
 	r.Helper()
@@ -43,7 +48,7 @@ func (r *rig) foreign() string {
 	for _, line := range strings.Split(text, "\n") {
 		for _, name := range []string{"CNI-DN-", "chain CNI-", "jump CNI-", "id: ", "comment \"one\"", "comment \"two\""} {
 			// The chains that all containers share stay.
-			if strings.Contains(line, name) && !strings.Contains(line, "CNI-HOSTPORT-") {
+			if strings.Contains(line, name) && !sharedChain.MatchString(line) {
 				out = append(out, line)
 				break
 			}
@@ -59,40 +64,56 @@ func TestMigration(t *testing.T) {
 	}
 }
 
+// tunedConf changes what the container has; TUNED is the folder where it is kept what it had before.
+const tunedConf = `{"type": "tuning", "capabilities": {"mac": true}, "mtu": 1400, "sysctl": {"net.ipv4.conf.IFNAME.accept_redirects": "0"}, "dataDir": "TUNED"}`
+
 func migration(t *testing.T, backend string) {
 	each(t, func(r *rig, make func(*rig, string, int) *libcni.NetworkConfigList) {
 		testkit.Need(r.T, "program:iptables")
 		kind := make(r, "net", 1).Plugins[0].Network.Type
-		theirs := reference(r.T, kind, "host-local", "portmap", "bandwidth", "loopback")
+		theirs := reference(r.T, kind, "host-local", "portmap", "bandwidth", "firewall", "tuning", "loopback")
 		text := map[string]string{"bridge": bridgeConf, "ptp": ptpConf}[kind]
+		tuned := filepath.Join(t.TempDir(), "tuning")
 		// Releases before 1.7 don't know the keys and take iptables.
 		list := r.networkOf("net", "1.0.0", strings.Replace(fmt.Sprintf(text, 1), `"ipMasq"`, `"ipMasqBackend": "`+backend+`", "ipMasq"`, 1),
-			strings.Replace(portmapConf, `"cap`, `"backend": "`+backend+`", "cap`, 1), bandwidthConf)
+			strings.Replace(portmapConf, `"cap`, `"backend": "`+backend+`", "cap`, 1), bandwidthConf, `{"type": "firewall", "backend": "iptables"}`,
+			strings.Replace(tunedConf, "TUNED", tuned, 1))
 		conf := func(id string, port int) *libcni.RuntimeConf {
 			rt := limited(r, id, "eth0")
 			rt.CapabilityArgs["portMappings"] = []map[string]any{{"hostPort": port, "containerPort": 80, "protocol": "tcp"},
 				{"hostPort": port, "containerPort": 80, "protocol": "udp"}}
+			rt.CapabilityArgs["mac"] = fmt.Sprintf("02:00:00:00:10:%02x", port-8000)
 			return rt
+		}
+		has := map[netip.Addr]string{}
+		add := func(id string, port int) {
+			a, err := r.tryAdd(list, conf(id, port))
+			if err != nil {
+				r.Fatalf("ADD %s: %v", id, err)
+			}
+			for _, addr := range []netip.Addr{a.v4, a.v6} {
+				if by, twice := has[addr]; twice {
+					r.Errorf("%s and %s both have %s", by, id, addr)
+				}
+				has[addr] = id
+			}
 		}
 		ours := r.runtime
 		r.runtime = libcni.NewCNIConfigWithCacheDir([]string{theirs}, r.cache, &inside{machine: r.machine.NS})
 		before := r.state()
 		for i, id := range []string{"one", "two", "three"} {
-			if _, err := r.tryAdd(list, conf(id, 8081+i)); err != nil {
-				r.Fatalf("ADD by the reference plugins: %v", err)
-			}
+			add(id, 8081+i)
 		}
 		r.runtime = ours
 
 		r.serve("one", 80)
 		r.serve("new", 80)
-		if _, err := r.tryAdd(list, conf("new", 8090)); err != nil {
-			r.Fatalf("ADD beside them: %v", err)
-		}
+		add("new", 8090)
+		add("newer", 8091)
 		for _, port := range []uint16{8081, 8090} {
 			testkit.Reach(r.T, r.outside.NS, "tcp", at(r.machine.V4, port))
 		}
-		for id, port := range map[string]int{"one": 8081, "two": 8082, "three": 8083, "new": 8090} {
+		for id, port := range map[string]int{"one": 8081, "two": 8082, "three": 8083, "new": 8090, "newer": 8091} {
 			if err := r.runtime.CheckNetworkList(r.Context(), list, conf(id, port)); err != nil {
 				r.Errorf("CHECK %s: %v", id, err)
 			}
@@ -106,12 +127,25 @@ func migration(t *testing.T, backend string) {
 		rt.NetNS = ""
 		r.del(list, rt)
 		r.containers["two"].Close()
+		add("again", 8082) // an address and a port that were theirs
 		r.forget()
-		r.del(list, conf("three", 8083)) // without prevResult
-		r.del(list, conf("new", 8090))
+		for id, port := range map[string]int{"three": 8083, "new": 8090, "newer": 8091, "again": 8082} {
+			r.del(list, conf(id, port)) // without prevResult
+		}
 		r.same("after all DELs", before)
-		if left := r.foreign(); left != "" {
+		left := r.foreign()
+		for line := range strings.Lines(r.on("nft list ruleset")) {
+			for addr, id := range has {
+				if slices.Contains(strings.Fields(line), addr.String()) {
+					left += "\n" + id + ": " + line
+				}
+			}
+		}
+		if left != "" {
 			r.Errorf("left behind of what the reference plugins made:\n%s", left)
+		}
+		if files, _ := os.ReadDir(tuned); len(files) > 0 {
+			r.Errorf("left behind of what tuning keeps: %s", files)
 		}
 	})
 }

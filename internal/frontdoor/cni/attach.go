@@ -471,20 +471,28 @@ func publishedBy(r *request) []kernel.Object {
 	return out
 }
 
-// findMasquerade gives the attachment's addresses, and adds to scope where the attachment's masquerade elements are: at its addresses, which prevResult tells,
-// or else the container's interface; where neither does, they are found by their mark.
-func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) ([]netip.Addr, error) {
+// attachedAddrs gives the attachment's addresses: prevResult tells them, or else the container's interface; none where
+// neither does.
+func attachedAddrs(ctx context.Context, r *request) ([]netip.Addr, error) {
 	addrs := r.prev.addrs()
-	if len(addrs) == 0 && r.netns != "" {
-		objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Addr{NS: r.netns, Link: r.ifname}}})
-		if err != nil {
-			return nil, err
+	if len(addrs) > 0 || r.netns == "" {
+		return addrs, nil
+	}
+	objs, err := r.kernel.List(ctx, kernel.Scope{Objects: []kernel.Object{&kernel.Addr{NS: r.netns, Link: r.ifname}}})
+	for _, o := range objs {
+		if a, ok := o.(*kernel.Addr); ok && !a.Prefix.Addr().IsLinkLocalUnicast() {
+			addrs = append(addrs, a.Prefix.Addr())
 		}
-		for _, o := range objs {
-			if a, ok := o.(*kernel.Addr); ok && !a.Prefix.Addr().IsLinkLocalUnicast() {
-				addrs = append(addrs, a.Prefix.Addr())
-			}
-		}
+	}
+	return addrs, err
+}
+
+// findMasquerade gives the attachment's addresses, and adds to scope where the attachment's masquerade elements are: at its
+// addresses; where these are not known, they are found by their mark.
+func findMasquerade(ctx context.Context, r *request, scope *kernel.Scope) ([]netip.Addr, error) {
+	addrs, err := attachedAddrs(ctx, r)
+	if err != nil {
+		return nil, err
 	}
 	if len(addrs) == 0 {
 		scope.Objects = append(scope.Objects, table())

@@ -269,6 +269,14 @@ func (firewall) del(ctx context.Context, r *request) error {
 		return err
 	}
 	if len(own) == 0 { // it was made by the reference plugin, or is gone
+		if len(addrs) == 0 {
+			if addrs, err = attachedAddrs(ctx, r); err == nil && len(addrs) > 0 {
+				_, others, err = passing(ctx, r, addrs)
+			}
+			if err != nil {
+				return err
+			}
+		}
 		return dropReferences(ctx, r, addrs, others)
 	}
 	return dropWall(ctx, r, own)

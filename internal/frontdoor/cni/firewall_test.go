@@ -3,6 +3,7 @@ package cni
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -146,14 +147,25 @@ func TestIsolationGoesWithTheLast(t *testing.T) {
 	}
 }
 
+// With prevResult or, where it is lost, by the addresses that the container still has.
 func TestFirewallDropsWhatTheReferenceMade(t *testing.T) {
+	for _, conf := range []string{firewall1, with(firewall1, "prevResult", nil)} {
+		dropsReference(t, conf)
+	}
+}
+
+func dropsReference(t *testing.T, conf string) {
 	n := newNode(t)
+	n.kernel.AddForeign(&kernel.Link{NS: netns, Name: "eth0", Type: kernel.Veth, Peer: &kernel.Peer{Name: "veth1"}})
+	for _, a := range []string{"10.1.0.2/24", "fd00:1::2/64", "fe80::1/64"} {
+		n.kernel.AddForeign(&kernel.Addr{NS: netns, Link: "eth0", Prefix: netip.MustParsePrefix(a)})
+	}
 	mine := []string{"ip daddr 10.1.0.2 ct state established,related accept", "ip saddr 10.1.0.2 accept"}
 	others := []string{"jump CNI-ADMIN", "ip saddr 10.1.0.22 accept"}
 	n.kernel.AddForeignTarget("ip", "filter", "CNI-FORWARD", append(slices.Clone(mine), others...)...)
 	n.kernel.AddForeignTarget("ip6", "filter", "CNI-FORWARD", "ip6 daddr fd00:1::2 ct state established,related accept", "ip6 saddr fd00:1::2 accept")
 	n.ok("firewall", "CHECK", firewall1)
-	n.ok("firewall", "DEL", firewall1)
+	n.ok("firewall", "DEL", conf)
 	if got := n.kernel.ForeignRules("ip", "filter", "CNI-FORWARD"); !slices.Equal(got, others) {
 		t.Errorf("left are %q, want %q", got, others)
 	}
