@@ -291,9 +291,10 @@ func (r *rig) state() []string {
 }
 
 var (
-	// volatile are counters and what depends on when a link's address was tried out.
+	// volatile are counters and what depends on when a link's address was tried out. shared is what stays, and what ip says of
+	// a veth whose other end is just going with its namespace.
 	volatile = regexp.MustCompile(`[a-z_]+_timer +[0-9.]+|^[0-9]+: |(valid|preferred)_lft \S+|expires \S+|tentative|linkdown|fe80\S+`)
-	shared   = regexp.MustCompile(`\bbr[0-9]\b|\beth0\b.*(kernel_ra|fe80)|^eth0@|dev eth0.* proto kernel|^anycast|^multicast|^broadcast|^local.*dev eth0|scope link`)
+	shared   = regexp.MustCompile(`^Error: Peer netns|\bbr[0-9]\b|\beth0\b.*(kernel_ra|fe80)|^eth0@|dev eth0.* proto kernel|^anycast|^multicast|^broadcast|^local.*dev eth0|scope link`)
 )
 
 // elements are the elements of the plugins' sets, without those that are a bridge's.
