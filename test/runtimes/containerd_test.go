@@ -196,7 +196,7 @@ func TestContainerd(t *testing.T) {
 		&cri.PortMapping{Protocol: cri.Protocol_UDP, ContainerPort: 80, HostPort: 8080},
 		&cri.PortMapping{Protocol: cri.Protocol_TCP, ContainerPort: 80, HostPort: 8081, HostIp: "127.0.0.1"})
 	calls := c.calls()
-	if got, want := of(calls, "ADD"), []string{"loopback lo", "bridge eth0", "portmap eth0", "bandwidth eth0"}; !slices.Equal(got, want) {
+	if got, want := of(calls, "ADD"), []string{"bandwidth eth0", "bridge eth0", "loopback lo", "portmap eth0"}; !slices.Equal(got, want) {
 		t.Errorf("RunPodSandbox calls ADD of %q, want %q", got, want)
 	}
 	for key, plugin := range map[string]string{`"HostPort":8080`: "portmap", `"IngressRate":10000000`: "bandwidth"} {

@@ -91,6 +91,7 @@ func (p *podman) attached(what string, ifnames ...string) {
 			want = append(want, plugin+" "+ifname)
 		}
 	}
+	slices.Sort(want)
 	if got := of(p.calls(), "ADD"); !slices.Equal(got, want) {
 		p.Errorf("%s calls ADD of %q, want %q", what, got, want)
 	}

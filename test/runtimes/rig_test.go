@@ -333,13 +333,14 @@ func (r *rig) calls() []call {
 	return all
 }
 
-// of gives the calls of a command, as "PLUGIN IFNAME".
+// of gives the calls of a command, as "PLUGIN IFNAME", sorted: a runtime takes networks in any order, or all at once.
 func of(calls []call, command string) (out []string) {
 	for _, c := range calls {
 		if c.Command == command {
 			out = append(out, c.Plugin+" "+c.IfName)
 		}
 	}
+	slices.Sort(out)
 	return out
 }
 
