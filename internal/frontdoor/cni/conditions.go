@@ -216,7 +216,7 @@ func (c *condition) addresses(which, value string, not bool) error {
 	for _, v := range strings.Split(value, ",") {
 		p, err := maskedPrefix(v)
 		if err != nil || p.Addr().Is6() != c.v6 {
-			return c.refuse(strconv.Quote(v) + " is no address or subnet of the family")
+			return c.refuse(strconv.Quote(v) + " is no address or subnet of the family; want one such as " + map[bool]string{true: "fd00:1::/64", false: "10.1.0.0/16"}[c.v6])
 		}
 		if p.Bits() == 0 { // all of them
 			if not {

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -51,13 +52,16 @@ func newDHCP(r *request) (ipam, error) {
 		return d, nil
 	}
 	if d.conf, err = dhcprpc.ParseConf(r.stdin, r.host.Getenv("CNI_ARGS")); err != nil {
-		return nil, dhcpConfError(err)
+		return nil, dhcpConfError(err, r.stdin)
 	}
 	return d, nil
 }
 
 // dhcpConfError gives an error about a key's type the form that all plugins give it.
-func dhcpConfError(err error) error {
+func dhcpConfError(err error, conf []byte) error {
+	if t := (*json.UnmarshalTypeError)(nil); errors.As(err, &t) {
+		return errorf(CodeDecode, "key %q: %s", keyOf(t.Field, nil), typeText(t, conf))
+	}
 	if e := asError(err); e.Code != CodeInternal {
 		return err
 	}

@@ -63,7 +63,7 @@ type prefix struct{ netip.Prefix }
 func (p *prefix) UnmarshalText(text []byte) error {
 	v, err := netip.ParsePrefix(string(text))
 	if err != nil {
-		return fmt.Errorf("%q is no prefix such as 10.1.0.0/16", text)
+		return fmt.Errorf("%q is no prefix; want one such as 10.1.0.0/16", text)
 	}
 	if a := v.Addr(); a.Is4In6() && v.Bits() >= 96 {
 		v = netip.PrefixFrom(a.Unmap(), v.Bits()-96)

@@ -31,7 +31,7 @@ func (c *sysctlConf) UnmarshalJSON(data []byte) error {
 	}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
-		return &wrongType{cause: errorf(CodeDecode, "key %q: is no object; want one such as %s", "sysctl", `{"net.core.somaxconn": "500"}`)}
+		return &wrongType{cause: errorf(CodeDecode, "key %q: is no object (%.100s); want one such as %s", "sysctl", data, `{"net.core.somaxconn": "500"}`)}
 	}
 	for d.More() {
 		k, err := d.Token()
@@ -45,7 +45,7 @@ func (c *sysctlConf) UnmarshalJSON(data []byte) error {
 		key, _ := k.(string)
 		value, ok := v.(string)
 		if !ok {
-			return &wrongType{cause: errorf(CodeDecode, "key %q: is no string; want one such as %q", "sysctl."+key, "1")}
+			return &wrongType{cause: errorf(CodeDecode, "key %q: is no string (%v); want one such as %q", "sysctl."+key, v, "1")}
 		}
 		*c = append(*c, sysctl{key: key, value: value})
 	}

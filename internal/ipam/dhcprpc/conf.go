@@ -3,7 +3,6 @@ package dhcprpc
 import (
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -88,9 +87,7 @@ func ParseConf(stdin []byte, cniArgs string) (*Conf, error) {
 		} `json:"ipam"`
 	}
 	err := json.Unmarshal(stdin, &in)
-	if wrong := (*json.UnmarshalTypeError)(nil); errors.As(err, &wrong) {
-		return nil, fmt.Errorf("key %q: is a %s, which is the wrong type", wrong.Field, wrong.Value)
-	} else if err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("configuration: %w", err)
 	}
 	c := &Conf{Network: in.Name, Priority: in.IPAM.Priority, Socket: in.IPAM.DaemonSocketPath}

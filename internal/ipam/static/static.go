@@ -128,6 +128,9 @@ func parse(field, s string) (Address, error) {
 	if err != nil || p.Addr().Is4In6() {
 		return Address{}, api.FieldError("", field, s, "is no address in CIDR notation", wantCIDR)
 	}
+	if a := p.Addr(); a.IsUnspecified() || a.IsMulticast() {
+		return Address{}, api.FieldError("", field, s, "is no address of an interface", wantCIDR)
+	}
 	return Address{Prefix: p}, nil
 }
 
