@@ -34,7 +34,8 @@ deps: ## install the Debian packages that the tests use (when root)
 
 vm: ## the tests for kernel abilities that this machine may lack, in the VM lab
 	@hack/vm/setup.sh >/dev/null && $(GO) run ./hack/testsum CGO_ENABLED=0 -count=1 -p 2 -timeout 10m \
-		-exec '$(CURDIR)/hack/vm/run.sh --' $$(hack/vm/packages.sh)
+		-exec '$(CURDIR)/hack/vm/run.sh --' $$(hack/vm/packages.sh) \
+		-- CGO_ENABLED=0 -count=1 -timeout 10m -exec '$(CURDIR)/hack/vm/run.sh --' -run EveryPlugin ./test/cni
 
 bench: build deps ## every figure that the README claims, as tables; BENCH="cni packets" chooses
 	@hack/bench.sh $(BENCH)

@@ -2,7 +2,7 @@
 # test.sh: every test there is, each in the way it needs, and one sum at the end.
 #   with the race detector   all packages
 #   without it               packages with a test file that says "//go:build !race", once more
-#   in the VM lab            test/vm and kernel/linux, on a kernel that has every ability; where the lab is not to be
+#   in the VM lab            test/vm, kernel/linux and what test/cni tells of every plugin, on a kernel that has every ability; where the lab is not to be
 #                            had, test/vm runs here and skips what this kernel lacks
 # SEINE_TEST_VM=0 leaves the VM lab out. TESTFLAGS are further flags for go test.
 set -euo pipefail
@@ -35,5 +35,8 @@ fi
 
 runs=(-p 2 "${race[@]}" "${common[@]}" "${all[@]}")
 [ ${#norace[@]} -eq 0 ] || [ ${#race[@]} -eq 0 ] || runs+=(-- "${common[@]}" "${norace[@]}")
-[ ${#vm[@]} -eq 0 ] || runs+=(-- CGO_ENABLED=0 -p 2 -exec "$PWD/hack/vm/run.sh --" "${common[@]}" "${vm[@]}")
+if [ ${#vm[@]} -ne 0 ]; then
+  lab=(-- CGO_ENABLED=0 -p 2 -exec "$PWD/hack/vm/run.sh --" "${common[@]}")
+  runs+=("${lab[@]}" "${vm[@]}" "${lab[@]}" -run EveryPlugin ./test/cni)
+fi
 exec go run ./hack/testsum "${runs[@]}"
