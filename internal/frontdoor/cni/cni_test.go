@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -662,20 +663,67 @@ func TestAddressesOverTheLink(t *testing.T) {
 	hear()
 }
 
-// fuzzed are the plugins that configurations are made up for.
-var fuzzed = []struct{ plugin, conf string }{
-	{"bridge", bridge1}, {"ptp", ptp1},
-	{"static", `{"cniVersion": "0.4.0", "name": "n", "ipam": {"type": "static", "addresses": [{"address": "10.1.0.2/24"}]}}`},
-	{"portmap", portmap1}, {"bandwidth", bandwidth2}, {"firewall", firewall1}, {"tuning", tuning1}, {"sbr", sbr1}, {"vrf", vrf1},
-	{"macvlan", macvlan1}, {"ipvlan", ipvlan1}, {"vlan", vlan1}, {"dummy", dummy1},
-	{"tap", tap1}, {"host-device", device1}, {"seine", seine1},
-}
+// fuzzed are the plugins that configurations are made up for: all of them.
+var fuzzed = func() (out []struct{ plugin, conf string }) {
+	for _, p := range pluginKeys {
+		out = append(out, struct{ plugin, conf string }{p.plugin, p.conf})
+	}
+	return out
+}()
 
 func FuzzConfig(f *testing.F) {
 	for i, c := range fuzzed {
 		f.Add(c.conf, byte(i))
 	}
+	// What distributions and tools write.
+	files, err := filepath.Glob("../../../test/cni/cases/testdata/*.json")
+	if err != nil || len(files) == 0 {
+		f.Fatalf("there are no cases (%v)", err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			f.Fatal(err)
+		}
+		for i, conf := range pluginsOf(text) {
+			for pick, p := range fuzzed {
+				if p.plugin == conf.kind || p.plugin == conf.ipam || i == 0 && pick == len(text)%len(fuzzed) {
+					f.Add(conf.text, byte(pick))
+				}
+			}
+		}
+	}
 	f.Fuzz(func(t *testing.T, conf string, pick byte) { fuzz(t, conf, pick, "") })
+}
+
+// plugged is a plugin's part of a list, as a runtime hands it over.
+type plugged struct{ kind, ipam, text string }
+
+// pluginsOf gives the plugins of a list, or of several lists by their names.
+func pluginsOf(text []byte) (out []plugged) {
+	var conf map[string]any
+	if json.Unmarshal(text, &conf) != nil {
+		return nil
+	}
+	list, _ := conf["plugins"].([]any)
+	for _, sub := range conf {
+		if raw, err := json.Marshal(sub); err == nil && list == nil {
+			out = append(out, pluginsOf(raw)...)
+		}
+	}
+	for _, p := range list {
+		c, ok := p.(map[string]any)
+		if !ok {
+			continue
+		}
+		c["name"], c["cniVersion"] = conf["name"], conf["cniVersion"]
+		ipam, _ := c["ipam"].(map[string]any)
+		raw, _ := json.Marshal(c)
+		kind, _ := c["type"].(string)
+		of, _ := ipam["type"].(string)
+		out = append(out, plugged{kind, of, string(raw)})
+	}
+	return out
 }
 
 func FuzzPrevResult(f *testing.F) {
@@ -698,39 +746,19 @@ func FuzzArgs(f *testing.F) {
 }
 
 // fuzz calls a plugin: it must not panic, print an error of the specification where it fails, and then have changed
-// nothing. Address stores are kept where the test ends them.
+// nothing.
 func fuzz(t *testing.T, conf string, pick byte, args string) {
-	var c struct {
-		DataDir string
-		IPAM    struct {
-			Type, DataDir string
-		}
-	}
-	if json.Unmarshal([]byte(conf), &c); c.DataDir != "" && c.DataDir != "DATA/tuning" {
+	conf, ok := fenced(conf)
+	if !ok {
 		return
-	}
-	if c.DataDir == "" {
-		// tuning's own would be the machine's; a key of any case goes last.
-		var m map[string]any
-		if json.Unmarshal([]byte(conf), &m) == nil && m != nil {
-			for k := range m {
-				if strings.EqualFold(k, "dataDir") {
-					delete(m, k)
-				}
-			}
-			conf = with(conf, "dataDir", "DATA/tuning")
-		}
-	}
-	if json.Unmarshal([]byte(conf), &c); c.IPAM.DataDir != "DATA" && c.IPAM.Type != "static" {
-		if conf = strings.ReplaceAll(conf, "host-local", "static"); strings.Contains(conf, `\`) {
-			return // written in a way that could hide the name of a plugin that writes
-		}
 	}
 	n := newNode(t)
 	plugin := fuzzed[int(pick)%len(fuzzed)].plugin
 	switch plugin {
 	case "tuning", "sbr", "vrf":
 		n.inside("eth0", 1)
+	case "flannel":
+		n.flanneld(subnet1)
 	}
 	for _, verb := range []string{"ADD", "CHECK", "DEL", "GC", "STATUS"} {
 		before := n.kernel.Snapshot()
@@ -744,6 +772,56 @@ func fuzz(t *testing.T, conf string, pick byte, args string) {
 		}
 		if d := before.Diff(n.kernel.Snapshot()); d != "" && (e.Code == CodeConfig || e.Code == CodeDecode || e.Code == CodeEnvironment) {
 			t.Fatalf("%s %s: %s, but changed\n%s", plugin, verb, out, d)
+		}
+	}
+}
+
+// fenced keeps a configuration to files where the test ends them: folders and sockets get names there in every object, as
+// any may be another plugin's. What is no object goes as it is: no plugin gets to opening a file.
+func fenced(conf string) (string, bool) {
+	var c map[string]any
+	if json.Unmarshal([]byte(conf), &c) != nil || c == nil {
+		return conf, true
+	}
+	have := false
+	for k := range c {
+		if _, object := c[k].(map[string]any); strings.EqualFold(k, "ipam") {
+			if have = true; !object {
+				return "", false // the default folders would be the machine's
+			}
+		}
+	}
+	if !have {
+		c["ipam"] = map[string]any{}
+	}
+	fence(c)
+	out, err := json.Marshal(c)
+	return string(out), err == nil
+}
+
+// places are the keys that name a file.
+var places = map[string]any{"dataDir": "DATA/kept", "subnetFile": "DATA/subnet.env", "daemonSocketPath": "DATA/none", "socket": "DATA/none"}
+
+func fence(v any) {
+	switch v := v.(type) {
+	case map[string]any:
+		for k, sub := range v {
+			if strings.EqualFold(k, "resolvConf") {
+				v[k] = "DATA/none"
+			}
+			for place := range places {
+				if strings.EqualFold(k, place) {
+					delete(v, k)
+				}
+			}
+			if !strings.EqualFold(k, "prevResult") && !strings.EqualFold(k, "sysctl") {
+				fence(sub)
+			}
+		}
+		maps.Copy(v, places)
+	case []any:
+		for _, sub := range v {
+			fence(sub)
 		}
 	}
 }
