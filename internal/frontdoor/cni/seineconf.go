@@ -52,8 +52,16 @@ func loadSeine(r *request) (*delegation, error) {
 	if back {
 		return d, nil
 	}
-	if t := ipamType(r); t != "" {
-		return nil, unsupported("ipam.type", t, "has no meaning here: the daemon gives addresses from the network's subnets")
+	if given(r.conf.IPAM) {
+		var c struct {
+			Type string `json:"type"`
+		}
+		if err := decode(r.conf.IPAM, &c); err != nil {
+			return nil, fmt.Errorf("key %q: %w", "ipam", err)
+		}
+		if c.Type != "" {
+			return nil, unsupported("ipam.type", c.Type, "has no meaning here: the daemon gives addresses from the network's subnets; want none")
+		}
 	}
 	if r.verb == verbAdd && r.prev != nil {
 		return nil, errorf(CodeConfig, "prevResult: is of a plugin before this one, which makes the container's interface itself; want it first in plugins")
