@@ -179,8 +179,8 @@ func TestSeineStory(t *testing.T) {
 	if err := r.runtime.DelNetworkList(t.Context(), list, rt); !errors.As(err, &said) || said.Code != types.ErrTryAgainLater {
 		t.Errorf("DEL while the daemon is down: %v, want code %d", err, types.ErrTryAgainLater)
 	}
-	if err := r.runtime.GetStatusNetworkList(t.Context(), list); !errors.As(err, &said) || said.Code != 50 {
-		t.Errorf("STATUS while the daemon is down: %v, want code 50", err)
+	if err := r.runtime.GetStatusNetworkList(t.Context(), list); !errors.As(err, &said) || said.Code != 51 {
+		t.Errorf("STATUS while the daemon is down: %v, want code 51", err)
 	}
 	_, r.kill = r.seined()
 	packets("after the daemon was killed and came back")
@@ -239,8 +239,8 @@ func TestSeineFailedAdd(t *testing.T) {
 	if _, err := r.tryAdd(full, r.conf("d", "eth0")); !errors.As(err, &said) || said.Code != types.ErrTryAgainLater {
 		t.Errorf("ADD to a full network: %v", err)
 	}
-	if err := r.runtime.GetStatusNetworkList(t.Context(), full); !errors.As(err, &said) || said.Code != 51 {
-		t.Errorf("STATUS of a full network: %v, want code 51", err)
+	if err := r.runtime.GetStatusNetworkList(t.Context(), full); !errors.As(err, &said) || said.Code != 50 {
+		t.Errorf("STATUS of a full network: %v, want code 50", err)
 	}
 }
 

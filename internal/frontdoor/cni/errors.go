@@ -25,7 +25,7 @@ const (
 	CodeNetns       Code = 8   // CNI_NETNS names no network namespace, or the plugin's own (as the reference's skeleton)
 	CodeTryAgain    Code = 11  // may work later
 	CodeUnavailable Code = 50  // STATUS: an ADD can't be served
-	CodeExhausted   Code = 51  // STATUS of the plugin seine: its network has no address left
+	CodeLimited     Code = 51  // STATUS: as 50, and existing containers may be limited too
 	CodeInternal    Code = 999 // everything else, as the reference's skeleton
 )
 

@@ -292,12 +292,13 @@ func (seine) status(ctx context.Context, r *request) error {
 	err = d.each(func(network string) error { return d.ask(ctx, "GET", "/v1/networks/"+network, "", nil, &n) })
 	if isNotFound(err) {
 		err = d.noNetwork()
+		return &Error{Code: CodeUnavailable, Msg: err.Error(), cause: err}
 	}
 	if err == nil && n.Status != nil && n.Status.Error != "" {
 		err = api.Errorf(api.Unavailable, api.NetworkNoun(n.Name), "%s", n.Status.Error)
 	}
-	if err != nil {
-		return &Error{Code: CodeUnavailable, Msg: err.Error(), cause: err}
+	if err != nil { // without the daemon no names are found either
+		return &Error{Code: CodeLimited, Msg: err.Error(), cause: err}
 	}
 	return d.room(ctx, n)
 }
@@ -320,7 +321,7 @@ func (d *delegation) room(ctx context.Context, n api.Network) error {
 			}
 		}
 		if _, err := p.Reserve(netip.Addr{}, "one more"); err != nil {
-			return errorf(CodeExhausted, "%s: %w", api.NetworkNoun(n.Name), err)
+			return errorf(CodeUnavailable, "%s: %w", api.NetworkNoun(n.Name), err)
 		}
 	}
 	return nil

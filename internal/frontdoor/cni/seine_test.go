@@ -233,7 +233,7 @@ func TestSeineWithoutDaemon(t *testing.T) {
 	s.wrong("DEL", seine1, CodeTryAgain, "start seined")
 	s.fine("DEL", seine1, "CNI_NETNS=")
 	s.fine("DEL", seine1, "CNI_NETNS=/run/netns/ended")
-	s.wrong("STATUS", seine1, CodeUnavailable, "start seined")
+	s.wrong("STATUS", seine1, CodeLimited, "start seined")
 	s.wrong("GC", with(seine1, "cni.dev/valid-attachments", []any{}), CodeTryAgain, "start seined")
 	s.start()
 	s.fine("STATUS", seine1)
@@ -314,11 +314,11 @@ func TestSeineStatus(t *testing.T) {
 		s.fine("STATUS", seine1)
 		s.fine("ADD", seine1, fmt.Sprintf("CNI_CONTAINERID=c%d", i), fmt.Sprintf("CNI_ARGS=IP=10.1.0.%d", i))
 	}
-	s.wrong("STATUS", seine1, CodeExhausted, "no address is left")
+	s.wrong("STATUS", seine1, CodeUnavailable, "no address is left")
 	s.fine("DEL", seine1, "CNI_CONTAINERID=c3", "CNI_ARGS=IP=10.1.0.3")
 	s.fine("STATUS", seine1)
 	s.engine.Fail = func(string) error { return errors.New("disk full") }
-	s.wrong("STATUS", seine1, CodeUnavailable, "disk full")
+	s.wrong("STATUS", seine1, CodeLimited, "disk full")
 }
 
 func TestProcessOf(t *testing.T) {
