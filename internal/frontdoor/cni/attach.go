@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/reconcile"
@@ -562,10 +561,7 @@ func (p attacher) check(ctx context.Context, r *request) error {
 		return err
 	}
 	inside, rest := p2.insideRoutes(r.netns)
-	if inside, err = notMoved(ctx, r.kernel, inside); err != nil {
-		return err
-	}
-	if inside, err = behind(ctx, r.kernel, inside); err != nil {
+	if inside, err = asFound(ctx, r.kernel, inside); err != nil {
 		return err
 	}
 	link := p2.link
@@ -589,8 +585,9 @@ func (p attacher) check(ctx context.Context, r *request) error {
 	return differs(ctx, r.kernel, want)
 }
 
-// notMoved leaves out the routes of a container that a later plugin (sbr, vrf) moved to another table.
-func notMoved(ctx context.Context, k kernel.Kernel, routes []kernel.Object) ([]kernel.Object, error) {
+// asFound leaves out the routes of a container that a later plugin (sbr, vrf) moved to another table, and gives those
+// that went behind another interface's the metrics that they have: that one may be gone by now.
+func asFound(ctx context.Context, k kernel.Kernel, routes []kernel.Object) ([]kernel.Object, error) {
 	if len(routes) == 0 {
 		return nil, nil
 	}
@@ -599,13 +596,30 @@ func notMoved(ctx context.Context, k kernel.Kernel, routes []kernel.Object) ([]k
 	if err != nil {
 		return nil, err
 	}
-	return slices.DeleteFunc(routes, func(o kernel.Object) bool {
-		w := o.(*kernel.Route)
-		return slices.ContainsFunc(objs, func(o kernel.Object) bool {
+	var out []kernel.Object
+	for _, o := range routes {
+		w, moved := o.(*kernel.Route), false
+		want := *w
+		for _, o := range objs {
 			r, ok := o.(*kernel.Route)
-			return ok && r.Dst == w.Dst && r.Via == w.Via && r.TableOrMain() != w.TableOrMain() && w.TableOrMain() == kernel.TableMain
-		})
-	}), nil
+			if !ok || r.Dst != w.Dst || r.Via != w.Via {
+				continue
+			}
+			switch {
+			case r.TableOrMain() == w.TableOrMain() && r.Metric > w.Metric:
+				want.Metric = r.Metric
+			case r.TableOrMain() != w.TableOrMain() && w.TableOrMain() == kernel.TableMain:
+				moved = true
+			}
+		}
+		if have := newSeen(objs).byKey[w.Key()]; have != nil && w.Holds(have) {
+			want = *w
+		}
+		if !moved {
+			out = append(out, &want)
+		}
+	}
+	return out, nil
 }
 
 // differs gives an error that names what a kernel does not hold.

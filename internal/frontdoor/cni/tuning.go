@@ -1,6 +1,7 @@
 package cni
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,8 @@ func loadTuned(r *request) (*tuned, error) {
 		return nil, invalid("dataDir", t.dir, "is no absolute path", "a directory such as "+defaultTuningDir)
 	}
 	var err error
-	if t.sysctls, err = mergeSysctls(c.Sysctl, c.Args.CNI.Sysctl, r.ifname); err != nil {
+	// GC and STATUS are about no interface; any name stands for one.
+	if t.sysctls, err = mergeSysctls(c.Sysctl, c.Args.CNI.Sysctl, cmp.Or(r.ifname, "eth0")); err != nil {
 		return nil, err
 	}
 	c.override(r)
