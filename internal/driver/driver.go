@@ -111,7 +111,8 @@ func Inside(n api.Network, e api.Endpoint) []kernel.Object {
 	ns, dev := e.Sandbox.Netns, e.Sandbox.Interface
 	out := []kernel.Object{
 		&kernel.LinkUp{NS: ns, Link: "lo", Keep: true},
-		&kernel.LinkUp{NS: ns, Link: dev},
+		// It goes with the link; one of that name that is somebody else's is not to be set down.
+		&kernel.LinkUp{NS: ns, Link: dev, Keep: true},
 	}
 	if n.Subnet6() != nil {
 		out = append(out, IPv6(ns, dev)...)

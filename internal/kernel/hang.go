@@ -1,6 +1,9 @@
 package kernel
 
-import "strings"
+import (
+	"fmt"
+	"strings"
+)
 
 // HangsOn gives the link that an object can't exist without: when the link goes, the kernel takes the object along.
 // link is "" for what hangs on no link.
@@ -32,6 +35,36 @@ func HangsOn(o Object) (ns, link string) {
 		}
 	}
 	return "", ""
+}
+
+// Unmade remembers the links that could not be made during one Apply. What would hang on them is not made either: the
+// name may be that of somebody else's link. The zero value is ready.
+type Unmade map[[2]string]bool
+
+// Note takes what became of a change.
+func (u *Unmade) Note(c Change, err error) {
+	l, ok := c.New.(*Link)
+	if !ok || c.Op != Create || err == nil {
+		return
+	}
+	if *u == nil {
+		*u = Unmade{}
+	}
+	(*u)[[2]string{l.NS, l.Name}] = true
+	if l.Peer != nil {
+		(*u)[[2]string{l.Peer.NS, l.Peer.Name}] = true
+	}
+}
+
+// Err says why a change is not to be carried out; nil where it is.
+func (u Unmade) Err(c Change) error {
+	if len(u) == 0 || c.New == nil {
+		return nil
+	}
+	if ns, link := HangsOn(c.New); u[[2]string{ns, link}] {
+		return fmt.Errorf("%s: link %q could not be made: %w", c.New, link, ErrAbsent)
+	}
+	return nil
 }
 
 // Stays reports whether an object is left as it is when nobody wants it any more: there is nothing to take back.

@@ -149,7 +149,8 @@ type Kernel interface {
 	List(ctx context.Context, scope Scope) ([]Object, error)
 	// Apply carries changes out in the given order and goes on past failures; it returns one entry per change, nil
 	// for those that hold now. Creating what exists with other properties gives ErrExists. Deleting what is absent,
-	// or whose namespace is gone, succeeds. Consecutive nftables changes may be one transaction: then all of them
+	// or whose namespace is gone, succeeds. What hangs on a link whose creation failed in the same call is not made
+	// (ErrAbsent): the name may be that of somebody else's. Consecutive nftables changes may be one transaction: then all of them
 	// hold or none.
 	Apply(ctx context.Context, changes []Change) []error
 }

@@ -180,13 +180,19 @@ func (k *Kernel) Apply(ctx context.Context, changes []kernel.Change) []error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	errs := make([]error, len(changes))
+	var unmade kernel.Unmade
 	for i := 0; i < len(changes); {
 		n := i + 1
+		if errs[i] = unmade.Err(changes[i]); errs[i] != nil {
+			i = n
+			continue
+		}
 		for transacted(changes[i]) && n < len(changes) && transacted(changes[n]) &&
 			changes[n].Key().NS == changes[i].Key().NS {
 			n++
 		}
 		k.transaction(ctx, changes[i:n], errs[i:n])
+		unmade.Note(changes[i], errs[i])
 		i = n
 	}
 	return errs

@@ -30,6 +30,20 @@ func testPeerTaken(s *suite) {
 	second.MAC, second.Peer.MAC = "02:00:00:00:0c:02", "02:00:00:00:0d:02"
 	s.is(s.create(second), kernel.ErrExists, "a second eth0 in one namespace")
 	s.absent(second)
+	// What was to hang on it leaves alone what has the name.
+	rest := []kernel.Object{&kernel.Sysctl{NS: ns, Name: "net/ipv4/conf/eth0/arp_notify", Value: "1"},
+		&kernel.Addr{NS: ns, Link: "eth0", Prefix: pfx("10.1.0.9/24")}, &kernel.LinkUp{NS: ns, Link: "eth0"}, &kernel.LinkUp{Link: "sv-b"}}
+	changes := []kernel.Change{{Op: kernel.Create, New: second}}
+	for _, o := range rest {
+		changes = append(changes, kernel.Change{Op: kernel.Create, New: o})
+	}
+	for i, err := range s.k.Apply(s.Context(), changes) {
+		if i > 0 {
+			s.is(err, kernel.ErrAbsent, changes[i].New.String()+" of a link that could not be made")
+		}
+	}
+	s.holds(&kernel.Sysctl{NS: ns, Name: "net/ipv4/conf/eth0/arp_notify", Value: "0"})
+	s.absent(rest[1:]...)
 	s.is(s.create(veth("sv-a", ns, "eth1")), kernel.ErrExists, "a second link of the name")
 	s.absent(&kernel.Link{NS: ns, Name: "eth1", Type: kernel.Veth})
 	s.is(s.create(with(bridge("sv-a"), func(*kernel.Link) {})), kernel.ErrExists, "a bridge of the name")

@@ -146,11 +146,15 @@ func (k *Kernel) Apply(ctx context.Context, changes []kernel.Change) []error {
 	defer s.close()
 	errs := make([]error, len(changes))
 	with := goesWith(changes)
+	var unmade kernel.Unmade
 	for at := 0; at < len(changes); {
 		var run []kernel.Change
 		var index []int
 		for ; at < len(changes); at++ {
 			if with[at] >= 0 {
+				continue
+			}
+			if errs[at] = unmade.Err(changes[at]); errs[at] != nil {
 				continue
 			}
 			if len(run) > 0 && !together(run[0], changes[at]) {
@@ -168,6 +172,7 @@ func (k *Kernel) Apply(ctx context.Context, changes []kernel.Change) []error {
 		}
 		for i, err := range out {
 			errs[index[i]] = err
+			unmade.Note(run[i], err)
 		}
 	}
 	s.awaitUse()
