@@ -103,7 +103,7 @@ func bridge(i int) string  { return fmt.Sprint("br-n", i) }
 
 func (b *bench) start(ctx context.Context) error {
 	socket := filepath.Join(b.dir, "seine.sock")
-	b.daemon = exec.Command(filepath.Join(*bin, "seined"), "--state", filepath.Join(b.dir, "state.db"), "--socket", socket, "--quiet", "--log-level", "warn")
+	b.daemon = exec.Command(filepath.Join(*bin, "seined"), "--state", filepath.Join(b.dir, "state.db"), "--socket", socket, "--docker-socket", "", "--quiet", "--log-level", "warn")
 	b.daemon.Stdout, b.daemon.Stderr = os.Stderr, os.Stderr
 	if err := b.daemon.Start(); err != nil {
 		return err

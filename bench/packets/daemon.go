@@ -43,7 +43,7 @@ func (b *bench) daemon(ctx context.Context, p *path, n api.Network) (*client.Cli
 		return nil, err
 	}
 	socket := filepath.Join(dir, "seine.sock")
-	cmd := exec.Command(filepath.Join(*bin, "seined"), "--state", filepath.Join(dir, "state.db"), "--socket", socket, "--quiet", "--log-level", "warn")
+	cmd := exec.Command(filepath.Join(*bin, "seined"), "--state", filepath.Join(dir, "state.db"), "--socket", socket, "--docker-socket", "", "--quiet", "--log-level", "warn")
 	cmd.Stdout, cmd.Stderr = os.Stderr, os.Stderr
 	if err := p.machine.Start(cmd); err != nil {
 		return nil, fmt.Errorf("seined: %w (make build)", err)

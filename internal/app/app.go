@@ -18,11 +18,13 @@ import (
 	"sync"
 	"time"
 
+	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/builtin"
 	"github.com/seine-net/seine/internal/cli/sandbox"
 	"github.com/seine-net/seine/internal/desired"
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
+	"github.com/seine-net/seine/internal/frontdoor/docker"
 	doors "github.com/seine-net/seine/internal/frontdoor/http"
 	"github.com/seine-net/seine/internal/ipam/dhcp"
 	"github.com/seine-net/seine/internal/ipam/dhcprpc"
@@ -52,8 +54,10 @@ type Options struct {
 	// DHCPSocket is where CNI's dhcp plugin asks; "" for not at all.
 	DHCPSocket string
 	DHCP       dhcp.Options
-	Quiet      bool
-	Version    string
+	// DockerSocket is where Docker asks its network and IPAM driver; "" for not at all.
+	DockerSocket string
+	Quiet        bool
+	Version      string
 }
 
 // Flags declares the settings as flags.
@@ -71,6 +75,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.DurationVar(&o.DHCP.ResendTimeout, "dhcp-resend-timeout", o.DHCP.ResendTimeout, "after what `time` without a lease an ADD fails")
 	fs.BoolVar(&o.DHCP.Broadcast, "dhcp-broadcast", false, "have DHCP servers answer to everybody, for interfaces that share a hardware address")
 	fs.StringVar(&o.DHCP.HostPrefix, "dhcp-host-prefix", "", "`path` under which the daemon sees the machine's files, and so containers' namespaces")
+	fs.StringVar(&o.DockerSocket, "docker-socket", docker.DefaultSocket, "unix `socket` that Docker asks its network and IPAM driver at, which have the name of the file; \"\" for none")
 	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
 	fs.Func("pool", "`prefix:bits` that networks without subnets are cut from; may be repeated (default "+poolsText(defaultPools(""))+")", func(s string) error {
 		src, err := parsePool(s)
@@ -167,6 +172,7 @@ type daemon struct {
 	relays  *loopback.Proxy
 	leases  *dhcp.Service
 	want    *desired.Set
+	docker  *dockerDoor
 }
 
 func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k *linux.Kernel, facts kernel.Facts) (*daemon, error) {
@@ -192,8 +198,9 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.engine = engine.New(engine.Config{
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(), Machine: m,
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), Pools: o.Pools, Node: o.Node,
-		Version: o.Version, Boot: bootID(),
+		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
+	d.docker = &dockerDoor{path: o.DockerSocket, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}
 	return d, nil
 }
 
@@ -237,6 +244,9 @@ func (d *daemon) run(ctx context.Context) error {
 	start("API", func(ctx context.Context) error {
 		return doors.Serve(ctx, door, doors.New(d.engine, doors.Options{Log: d.log, Version: d.opts.Version}))
 	})
+	if l := d.docker.listen(); l != nil {
+		start("Docker's driver", func(ctx context.Context) error { return d.docker.serve(ctx, l) })
+	}
 	d.log.Info("ready", "socket", d.opts.Socket, "took", time.Since(started).Round(time.Millisecond).String())
 	d.greet()
 	<-ctx.Done()

@@ -47,6 +47,7 @@ var (
 		// 4: doors
 		{pkg: "internal/frontdoor/http", may: nouns[:1], why: "a door translates; it declares the engine it wants"},
 		{pkg: "internal/frontdoor/http/fakeengine", may: []string{"api", "internal/frontdoor/http"}, why: "an engine in memory, for tests of the door, the client and the command line"},
+		{pkg: "internal/frontdoor/docker", may: nouns[:1], why: "a door translates Docker's words; it declares the engine it wants"},
 		{pkg: "internal/frontdoor/cni", may: with(nouns, "internal/ruleset", "internal/desired", "internal/reconcile", "internal/driver",
 			"internal/driver/*", "internal/addon", "internal/addon/*", "internal/ipam/*"), why: "with no daemon it is its own engine, but the kernel comes from the program"},
 		{pkg: "client", may: nouns[:1], why: "users import it: it must not drag anything along"},

@@ -84,6 +84,8 @@ type Config struct {
 	DNSPort uint16
 	// Pools are the ranges that networks without subnets get theirs from.
 	Pools pool.Subnets
+	// Findings, where set, gives Doctor what others than the engine found.
+	Findings func() []api.Finding
 	// Node is the machine's name, Version the program's, Boot an identity of the machine's present uptime.
 	Node, Version, Boot string
 }

@@ -280,6 +280,35 @@ func (e *Engine) overlap(p netip.Prefix) (netip.Prefix, string) {
 	return netip.Prefix{}, ""
 }
 
+// FreeSubnet gives a range of the default pools that no network and no route of the machine has, and that skip does not
+// report. It is not reserved: who wants it makes a network of it.
+func (e *Engine) FreeSubnet(v4 bool, skip func(netip.Prefix) bool) (netip.Prefix, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool {
+		_, what := e.overlap(p)
+		return what == "" && !skip(p)
+	})
+	if !ok {
+		return p, api.Errorf(api.Exhausted, "", "no range of the default pools is free; name a subnet, or give the daemon more pools")
+	}
+	return p, nil
+}
+
+// Holder names the endpoint that has an address, or what else of a network keeps it from being given out; "" for nothing.
+func (e *Engine) Holder(a netip.Addr) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, pools := range e.pools {
+		for _, p := range pools {
+			if p.Contains(a) {
+				return p.Holder(a)
+			}
+		}
+	}
+	return ""
+}
+
 func (e *Engine) addPools(n api.Network) {
 	pools := make([]*pool.Pool, 0, len(n.Subnets))
 	for _, s := range n.Subnets {

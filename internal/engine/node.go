@@ -153,6 +153,9 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	for k, err := range problems {
 		add("problem", "kernel", fmt.Sprintf("%s: %v", k, err), "it is tried again with growing delays")
 	}
+	if e.Findings != nil {
+		out = append(out, e.Findings()...)
+	}
 	slices.SortStableFunc(out, func(a, b api.Finding) int { return strings.Compare(a.Topic, b.Topic) })
 	return out, nil
 }

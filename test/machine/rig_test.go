@@ -116,7 +116,7 @@ func (r *rig) start() {
 	if r.log == nil {
 		r.log = &bytes.Buffer{}
 	}
-	r.daemon = exec.Command(filepath.Join(dir, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", socket, "--quiet")
+	r.daemon = exec.Command(filepath.Join(dir, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", socket, "--docker-socket", "", "--quiet")
 	r.daemon.Stdout, r.daemon.Stderr = r.log, r.log
 	if err := r.machine.Start(r.daemon); err != nil {
 		r.Fatal(err)

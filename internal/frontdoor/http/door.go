@@ -170,15 +170,20 @@ func stopped(r *http.Request) <-chan struct{} {
 // Serve has d answer the requests that come in on l until ctx ends; then watches end at once, other requests under way
 // get ten seconds to finish, and l is closed. It returns nil when that was how it ended.
 func Serve(ctx context.Context, l net.Listener, d *Door) error {
+	return ServeHandler(ctx, l, d, d.opts.Log)
+}
+
+// ServeHandler is Serve for any handler, such as another door's.
+func ServeHandler(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	// Requests outlive ctx: an attach that is half done is better finished.
 	base := context.WithValue(context.WithoutCancel(ctx), stopKey{}, ctx.Done())
 	srv := &http.Server{
-		Handler:           d,
+		Handler:           h,
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ReadHeaderTimeout: bodyTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
-		ErrorLog:          slog.NewLogLogger(d.opts.Log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(l) }()
@@ -191,7 +196,7 @@ func Serve(ctx context.Context, l net.Listener, d *Door) error {
 	defer cancel()
 	err := srv.Shutdown(grace)
 	if errors.Is(err, context.DeadlineExceeded) {
-		d.opts.Log.Warn("requests under way were cut off", "after", shutdownTime)
+		log.Warn("requests under way were cut off", "after", shutdownTime)
 		err = srv.Close()
 	}
 	<-served

@@ -94,6 +94,22 @@ func (p *Pool) Release(a netip.Addr, holder string) {
 	}
 }
 
+// Holder names who has an address of the subnet, or what keeps it from being given out; "" for nothing.
+func (p *Pool) Holder(a netip.Addr) string {
+	switch by := p.taken[a]; {
+	case by != "":
+		return by
+	case a == p.subnet.Gateway:
+		return "the gateway of " + p.subnet.Prefix.String()
+	case p.reserved[a]:
+		return "what it is reserved for in " + p.subnet.Prefix.String()
+	}
+	return ""
+}
+
+// Contains says whether an address is of the subnet.
+func (p *Pool) Contains(a netip.Addr) bool { return p.subnet.Prefix.Contains(a) }
+
 // Len is how many addresses are in use.
 func (p *Pool) Len() int { return len(p.taken) }
 

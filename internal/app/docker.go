@@ -1,0 +1,83 @@
+package app
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/frontdoor/docker"
+	doors "github.com/seine-net/seine/internal/frontdoor/http"
+)
+
+// dockerDoor is Docker's driver. A machine where its socket can't be made works without.
+type dockerDoor struct {
+	path string
+	door *docker.Door
+	log  *slog.Logger
+
+	mu     sync.Mutex
+	closed error // why it is not served
+}
+
+func (d *dockerDoor) listen() net.Listener {
+	if d.path == "" {
+		return nil
+	}
+	l, err := doors.Listen(d.path, docker.SocketMode)
+	if err == nil {
+		return l
+	}
+	d.mu.Lock()
+	d.closed = err
+	d.mu.Unlock()
+	if errors.Is(err, doors.ErrAnswered) {
+		d.log.Info("another daemon serves Docker", "socket", d.path)
+	} else {
+		d.log.Warn("Docker's driver is not served", "err", err)
+	}
+	return nil
+}
+
+// serve answers Docker, and clears up what it forgot, until ctx ends.
+func (d *dockerDoor) serve(ctx context.Context, l net.Listener) error {
+	var collecting sync.WaitGroup
+	defer collecting.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	collecting.Go(func() {
+		tick := time.NewTicker(lostEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := d.door.Collect(ctx); err != nil && ctx.Err() == nil {
+				d.log.Warn("clearing up what Docker forgot", "err", err)
+			}
+		}
+	})
+	return doors.ServeHandler(ctx, l, d.door, d.log)
+}
+
+func (d *dockerDoor) findings() []api.Finding {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := api.Finding{Level: "ok", Topic: "docker", Found: fmt.Sprintf("Docker's network and IPAM driver answer at %s", d.path)}
+	switch {
+	case d.path == "":
+		f.Found = "Docker's driver is turned off (--docker-socket)"
+	case errors.Is(d.closed, doors.ErrAnswered):
+		f.Level, f.Found = "note", fmt.Sprintf("another daemon serves Docker at %s", d.path)
+	case d.closed != nil:
+		f.Level, f.Found = "problem", fmt.Sprintf("Docker's driver is not served: %v", d.closed)
+		f.Done = "nothing else is touched by it; start seined again when the socket's folder can be made"
+	}
+	return []api.Finding{f}
+}

@@ -1,0 +1,285 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/seine-net/seine/api"
+)
+
+// The labels of what Docker made.
+const (
+	// LabelNetwork has the identity that Docker gives a network; LabelKept is there where the network was there before.
+	LabelNetwork = "docker.network"
+	LabelKept    = "docker.kept"
+	// LabelEndpoint has the identity that Docker gives an endpoint, LabelSandbox the path of the sandbox that it joined.
+	LabelEndpoint = "docker.endpoint"
+	LabelSandbox  = "docker.sandbox"
+)
+
+// The options of `docker network create -o`, with what they do; others are refused.
+const (
+	optName     = "seine.name"    // the name of the new network; default docker- and 12 digits of Docker's identity
+	optExisting = "seine.network" // the name of a network that is there already, with the same subnets
+	optMTU      = "com.docker.network.driver.mtu"
+	optBridge   = "com.docker.network.bridge.name"
+	optICC      = "com.docker.network.bridge.enable_icc"
+	optMasq     = "com.docker.network.bridge.enable_ip_masquerade"
+	optGeneric  = "com.docker.network.generic"
+	optInternal = "com.docker.network.internal"
+)
+
+type networkRequest struct {
+	NetworkID string
+	Options   map[string]any
+	IPv4Data  []ipamData
+	IPv6Data  []ipamData
+}
+
+type ipamData struct {
+	Pool, Gateway string
+	AuxAddresses  map[string]string
+}
+
+// checkID holds an identity to what can be part of a name.
+func checkID(what, id string) error {
+	if len(id) < 12 || len(id) > 64 || strings.Trim(id, "0123456789abcdefghijklmnopqrstuvwxyz") != "" {
+		return fmt.Errorf("%s %q: is no identity of Docker's; want 12 to 64 digits and small letters", what, id)
+	}
+	return nil
+}
+
+func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error) {
+	if err := checkID("NetworkID", r.NetworkID); err != nil {
+		return nil, err
+	}
+	n, existing, err := wanted(r)
+	if err != nil {
+		return nil, err
+	}
+	if was, err := d.network(ctx, r.NetworkID); err == nil {
+		n.Name = was.Name
+		return none, agrees(was, n)
+	}
+	if existing {
+		return none, d.adopt(ctx, r.NetworkID, n)
+	}
+	n.Labels = map[string]string{LabelNetwork: r.NetworkID}
+	if n, err = d.engine.PutNetwork(ctx, n, api.CreateOnly); err != nil {
+		return nil, err
+	}
+	d.know(r.NetworkID, n.Name)
+	return none, nil
+}
+
+// wanted is the network that a request asks for, and whether it is to be there already.
+func wanted(r networkRequest) (n api.Network, existing bool, err error) {
+	n = api.Network{Name: "docker-" + r.NetworkID[:12], Driver: "bridge"}
+	for _, data := range slices.Concat(r.IPv4Data, r.IPv6Data) {
+		s, err := data.subnet()
+		if err != nil {
+			return n, false, err
+		}
+		n.Subnets = append(n.Subnets, s)
+	}
+	if len(n.Subnets) == 0 {
+		return n, false, errors.New("the network has no subnet; want one of Docker's IPAM or of --ipam-driver seine")
+	}
+	n.Internal, _ = r.Options[optInternal].(bool)
+	generic, _ := r.Options[optGeneric].(map[string]any)
+	for _, key := range slices.Sorted(maps.Keys(generic)) {
+		value, ok := generic[key].(string)
+		if !ok {
+			return n, false, fmt.Errorf("option %q: is no text", key)
+		}
+		if err := option(&n, key, value); err != nil {
+			return n, false, err
+		}
+		existing = existing || key == optExisting
+	}
+	if existing && generic[optName] != nil {
+		return n, false, fmt.Errorf("option %q: does not go with option %q; want one of the two", optName, optExisting)
+	}
+	return n, existing, nil
+}
+
+func option(n *api.Network, key, value string) error {
+	flag := func(into **bool) error {
+		v, err := strconv.ParseBool(value)
+		if err != nil {
+			return fmt.Errorf("option %q: %q is neither true nor false", key, value)
+		}
+		*into = &v
+		return nil
+	}
+	switch key {
+	case optName, optExisting:
+		n.Name = value
+	case optBridge:
+		n.Interface = value
+	case optICC:
+		return flag(&n.ICC)
+	case optMasq:
+		return flag(&n.Masquerade)
+	case optMTU:
+		v, err := strconv.Atoi(value)
+		if err != nil || v <= 0 {
+			return fmt.Errorf("option %q: %q is no MTU; want a number of bytes", key, value)
+		}
+		n.MTU = v
+	default:
+		return fmt.Errorf("option %q: is not known; want one of %s", key,
+			strings.Join([]string{optName, optExisting, optMTU, optBridge, optICC, optMasq}, ", "))
+	}
+	return nil
+}
+
+// subnet is one range in the engine's words.
+func (data ipamData) subnet() (api.Subnet, error) {
+	p, err := netip.ParsePrefix(data.Pool)
+	if err != nil {
+		return api.Subnet{}, fmt.Errorf("pool %q: is no address range", data.Pool)
+	}
+	if p.Bits() == 0 {
+		return api.Subnet{}, fmt.Errorf("pool %s: can't be used; want Docker's IPAM or --ipam-driver seine, not null", p)
+	}
+	s := api.Subnet{Prefix: p.Masked()}
+	if data.Gateway != "" {
+		g, err := netip.ParsePrefix(data.Gateway)
+		if err != nil {
+			return s, fmt.Errorf("gateway %q: is no address with a length", data.Gateway)
+		}
+		s.Gateway = g.Addr()
+	}
+	for _, name := range slices.Sorted(maps.Keys(data.AuxAddresses)) {
+		a, err := netip.ParsePrefix(data.AuxAddresses[name])
+		if err != nil {
+			return s, fmt.Errorf("auxiliary address %q: %q is no address with a length", name, data.AuxAddresses[name])
+		}
+		s.Reserved = append(s.Reserved, a.Addr())
+	}
+	return s, nil
+}
+
+// agrees says whether a network is as a request wants it where Docker relies on it: subnets and gateways.
+func agrees(have, want api.Network) error {
+	for _, w := range want.Subnets {
+		i := slices.IndexFunc(have.Subnets, func(h api.Subnet) bool { return h.Prefix == w.Prefix })
+		if i < 0 {
+			return fmt.Errorf("network %q: has not the subnet %s; want --subnet as `seine network inspect` shows it", have.Name, w.Prefix)
+		}
+		if h := have.Subnets[i]; w.Gateway.IsValid() && w.Gateway != h.Gateway {
+			return fmt.Errorf("network %q: has gateway %s, not %s; want --gateway %s", have.Name, h.Gateway, w.Gateway, h.Gateway)
+		}
+	}
+	if have.Internal != want.Internal {
+		return fmt.Errorf("network %q: internal is %v; want the same for Docker (--internal)", have.Name, have.Internal)
+	}
+	return nil
+}
+
+// adopt gives Docker a network that is there already.
+func (d *Door) adopt(ctx context.Context, id string, want api.Network) error {
+	have, err := d.engine.Network(ctx, want.Name)
+	if err != nil {
+		return err
+	}
+	if by := have.Labels[LabelNetwork]; by != "" {
+		return fmt.Errorf("network %q: is Docker's already, as %s; want another network", have.Name, by)
+	}
+	if have.Driver != "bridge" {
+		return fmt.Errorf("network %q: driver %q can't be used by Docker; want a bridge network", have.Name, have.Driver)
+	}
+	if err := agrees(have, want); err != nil {
+		return err
+	}
+	have.Labels = maps.Clone(have.Labels)
+	if have.Labels == nil {
+		have.Labels = map[string]string{}
+	}
+	have.Labels[LabelNetwork], have.Labels[LabelKept] = id, "true"
+	if _, err := d.engine.PutNetwork(ctx, have, have.Revision); err != nil {
+		return err
+	}
+	d.know(id, have.Name)
+	return nil
+}
+
+func (d *Door) know(id, name string) {
+	d.mu.Lock()
+	d.nets[id] = name
+	d.mu.Unlock()
+}
+
+// network finds a network by Docker's identity.
+func (d *Door) network(ctx context.Context, id string) (api.Network, error) {
+	if err := checkID("NetworkID", id); err != nil {
+		return api.Network{}, err
+	}
+	d.mu.Lock()
+	name := d.nets[id]
+	d.mu.Unlock()
+	if name == "" {
+		name = "docker-" + id[:12]
+	}
+	if n, err := d.engine.Network(ctx, name); err == nil && n.Labels[LabelNetwork] == id {
+		return n, nil
+	}
+	all, err := d.engine.Networks(ctx)
+	if err != nil {
+		return api.Network{}, err
+	}
+	for _, n := range all {
+		if n.Labels[LabelNetwork] == id {
+			d.know(id, n.Name)
+			return n, nil
+		}
+	}
+	return api.Network{}, api.Errorf(api.NotFound, fmt.Sprintf("network %q", id), "is not known here; it was made by another driver, or `seine reset` was run")
+}
+
+// deleteNetwork removes a network with what Docker forgot in it. One that others use goes on without Docker.
+func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error) {
+	n, err := d.network(ctx, r.NetworkID)
+	if api.CodeOf(err) == api.NotFound {
+		return none, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	eps, err := d.engine.Endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, ep := range eps {
+		if ep.Network == n.Name && ep.Labels[LabelEndpoint] != "" {
+			if err := d.drop(ctx, ep); err != nil {
+				return nil, err
+			}
+		}
+	}
+	err = api.Errorf(api.InUse, n.Name, "is kept")
+	if n.Labels[LabelKept] == "" {
+		err = d.engine.DeleteNetwork(ctx, n.Name, 0)
+	}
+	if api.CodeOf(err) == api.InUse {
+		n.Labels = maps.Clone(n.Labels)
+		delete(n.Labels, LabelNetwork)
+		delete(n.Labels, LabelKept)
+		_, err = d.engine.PutNetwork(ctx, n, 0)
+		d.log.Info("Docker removed a network that others use: it goes on without Docker", "network", n.Name)
+	}
+	if err != nil && api.CodeOf(err) != api.NotFound {
+		return nil, err
+	}
+	d.mu.Lock()
+	delete(d.nets, r.NetworkID)
+	d.mu.Unlock()
+	return none, nil
+}
