@@ -170,14 +170,22 @@ func (v *vrfView) restore(ctx context.Context, r *request, table int) error {
 		again.DAD = false // it was tried out before
 		want = append(want, &again)
 	}
+	errs := applyAll(ctx, r.kernel, creations(want...))
+	var routes []kernel.Object
 	for _, rt := range v.routes {
 		again := *rt
 		if again.TableOrMain() == kernel.TableMain {
 			again.Table = table
 		}
-		want = append(want, &again)
+		routes = append(routes, &again)
 	}
-	return errors.Join(applyAll(ctx, r.kernel, creations(want...))...)
+	if table != 0 { // there may be one to the same place already, by another interface of the VRF
+		var err error
+		if routes, err = behind(ctx, r.kernel, routes); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+	}
+	return errors.Join(append(errs, applyAll(ctx, r.kernel, creations(routes...))...)...)
 }
 
 // del needs neither the interface nor a configuration that is in order: whichever VRF the interface is in, it leaves.
