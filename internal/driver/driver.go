@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/kernel"
@@ -48,7 +49,14 @@ type Uses struct {
 func NetworkOwner(name string) string { return "network/" + name }
 
 // EndpointOwner names the owner of an endpoint's objects.
-func EndpointOwner(network, name string) string { return "endpoint/" + network + "/" + name }
+func EndpointOwner(network, name string) string { return endpointOwner + network + "/" + name }
+
+const endpointOwner = "endpoint/"
+
+// OwnerEndpoint gives the key (api.Endpoint.Key) of the endpoint that an owner is; ok is false for other owners.
+func OwnerEndpoint(owner string) (key string, ok bool) {
+	return strings.CutPrefix(owner, endpointOwner)
+}
 
 // Alias marks a link of an owner as ours.
 func Alias(owner string) string { return kernel.AliasPrefix + owner }

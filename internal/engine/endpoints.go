@@ -545,18 +545,16 @@ func (e *Engine) watchSandbox(ep api.Endpoint) {
 
 // Collect detaches endpoints whose namespace is gone.
 func (e *Engine) Collect(ctx context.Context) error {
-	var errs []error
+	var keys []kernel.Key
 	for k, err := range e.Loop.Problems() {
-		if !errors.Is(err, kernel.ErrNamespaceGone) {
-			continue
+		if errors.Is(err, kernel.ErrNamespaceGone) {
+			keys = append(keys, k)
 		}
-		for _, ep := range e.Store.Endpoints() {
-			if driver.EndpointOwner(ep.Network, ep.Name) != e.Want.OwnerOf(k) {
-				continue
-			}
-			if _, err := e.Machine.CheckNetns(ep.Sandbox.Netns); err != nil {
-				errs = append(errs, e.lose(ctx, ep, "the namespace is gone: endpoint is detached"))
-			}
+	}
+	var errs []error
+	for _, ep := range e.owners(keys) {
+		if _, err := e.Machine.CheckNetns(ep.Sandbox.Netns); err != nil {
+			errs = append(errs, e.lose(ctx, ep, "the namespace is gone: endpoint is detached"))
 		}
 	}
 	return errors.Join(errs...)
@@ -565,20 +563,26 @@ func (e *Engine) Collect(ctx context.Context) error {
 // CollectReplaced detaches endpoints that own one of the keys and whose namespace's path is another one's now. It is for
 // interfaces that somebody else removed: they are not to be made anew in a namespace that nobody attached.
 func (e *Engine) CollectReplaced(ctx context.Context, keys []kernel.Key) error {
-	if len(keys) == 0 {
-		return nil
-	}
 	var errs []error
-	owners := map[string]bool{}
-	for _, k := range keys {
-		owners[e.Want.OwnerOf(k)] = true
-	}
-	for _, ep := range e.Store.Endpoints() {
-		if owners[driver.EndpointOwner(ep.Network, ep.Name)] && e.replaced(ep) {
+	for _, ep := range e.owners(keys) {
+		if e.replaced(ep) {
 			errs = append(errs, e.lose(ctx, ep, "another namespace has the path: endpoint is detached"))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// owners gives the endpoints that own keys, each once.
+func (e *Engine) owners(keys []kernel.Key) map[string]api.Endpoint {
+	out := map[string]api.Endpoint{}
+	for _, k := range keys {
+		if key, ok := driver.OwnerEndpoint(e.Want.OwnerOf(k)); ok {
+			if ep, ok := e.Store.Endpoint(key); ok {
+				out[key] = ep
+			}
+		}
+	}
+	return out
 }
 
 func (e *Engine) lose(ctx context.Context, ep api.Endpoint, why string) error {
