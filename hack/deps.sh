@@ -23,6 +23,7 @@ packages=(
   runc
   conmon
   docker.io    # uses the daemon as its network driver; never started by this script
+  docker-compose # makes its networks
   busybox-static # what runs in their containers
 )
 command -v dpkg-query >/dev/null || { echo "deps: no Debian packages here; needed: ${packages[*]}" >&2; exit 0; }

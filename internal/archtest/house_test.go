@@ -193,8 +193,10 @@ var forbidden = []struct {
 	{"net", []string{"IP", "IPNet", "IPMask", "ParseIP", "ParseCIDR"}, func(name string) bool {
 		return !within(name, "internal/kernel/linux", "internal/frontdoor/cni", "internal/testkit", "bench", "test")
 	}, "own code speaks netip; net.IP stops where a library wants it"},
-	{"os", []string{"Exit"}, func(name string) bool { return !within(name, "cmd", "hack", "bench", "test", "internal/cli/sandbox") },
-		"only a main ends the program, and the first process of a sandbox"},
+	{"os", []string{"Exit"}, func(name string) bool {
+		return !within(name, "cmd", "hack", "bench", "test", "internal/cli/sandbox", "internal/testkit")
+	},
+		"only a main ends the program, and the first process of a sandbox or of a node"},
 	{"log", []string{"Fatal", "Fatalf", "Fatalln", "Print", "Printf", "Println"}, func(name string) bool { return !within(name, "bench", "hack", "test") },
 		"log with log/slog, and return errors"},
 }

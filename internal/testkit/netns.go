@@ -36,15 +36,34 @@ func NewNS(name string) (*NS, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network namespace %q: %w", name, err)
 	}
-	n := &NS{Name: name, file: file}
-	// The handle's sockets belong to the namespace, so nothing below changes threads.
-	if n.nl, err = netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE); err != nil {
-		_ = file.Close()
-		return nil, fmt.Errorf("network namespace %q: netlink: %w", name, err)
+	n, err := newNS(name, file)
+	if err != nil {
+		return nil, err
 	}
 	if err := n.up("lo"); err != nil {
 		n.Close()
 		return nil, err
+	}
+	return n, nil
+}
+
+// OpenNS gives a namespace that is there already, such as a container's by "/proc/PID/ns/net". It is kept alive until
+// it is closed.
+func OpenNS(name, path string) (*NS, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %q: %w", name, err)
+	}
+	return newNS(name, file)
+}
+
+func newNS(name string, file *os.File) (*NS, error) {
+	n := &NS{Name: name, file: file}
+	// The handle's sockets belong to the namespace, so nothing below changes threads.
+	var err error
+	if n.nl, err = netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE); err != nil {
+		_ = file.Close()
+		return nil, fmt.Errorf("network namespace %q: netlink: %w", name, err)
 	}
 	return n, nil
 }

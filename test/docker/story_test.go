@@ -9,19 +9,18 @@ import (
 	"time"
 
 	"github.com/seine-net/seine/api"
-	"github.com/seine-net/seine/internal/testkit"
 )
 
 // TestDocker: a network of ours in Docker's hands, from its making to its end, with both of its IPAM drivers.
 func TestDocker(t *testing.T) {
 	r := newRig(t)
 	before := r.links()
-	r.docker("network", "create", "-d", r.driver, "--ipam-driver", r.driver, "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd00:77::/64",
+	r.docker("network", "create", "-d", driver, "--ipam-driver", driver, "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd00:77::/64",
 		"-o", "seine.name=shop", "net1")
-	r.docker("network", "create", "-d", r.driver, "--ipam-driver", r.driver, "--ip-range", "10.78.0.128/25", "--subnet", "10.78.0.0/24",
+	r.docker("network", "create", "-d", driver, "--ipam-driver", driver, "--ip-range", "10.78.0.128/25", "--subnet", "10.78.0.0/24",
 		"--gateway", "10.78.0.254", "--aux-address", "x=10.78.0.129", "net2")
-	r.docker("network", "create", "-d", r.driver, "--ipv6", "--subnet", "10.79.0.0/24", "--subnet", "fd00:79::/64", "net3")
-	r.docker("network", "create", "-d", r.driver, "--ipam-driver", r.driver, "--internal", "net4")
+	r.docker("network", "create", "-d", driver, "--ipv6", "--subnet", "10.79.0.0/24", "--subnet", "fd00:79::/64", "net3")
+	r.docker("network", "create", "-d", driver, "--ipam-driver", driver, "--internal", "net4")
 
 	r.docker("run", "-d", "--name", "web", "--network", "net1", "--ip", "10.77.0.80", "--ip6", "fd00:77::80", "--mac-address", "02:aa:bb:cc:dd:ee",
 		"-p", "8080:80", "-p", "127.0.0.1::80", "bb", "httpd", "-f", "-p", "80", "-h", "/www")
@@ -87,8 +86,8 @@ func TestDocker(t *testing.T) {
 // plain: a container that has nothing to do with Docker, on Docker's network.
 func plain(r *rig) {
 	r.Helper()
-	ns := testkit.Namespace(r.T, "plain")
-	ep, err := r.client.PutEndpoint(r.Context(), api.Endpoint{Network: "shop", Name: "plain", Sandbox: api.Sandbox{Netns: ns.Path()}}, 0)
+	ns, path := r.netns("plain")
+	ep, err := r.client.PutEndpoint(r.Context(), api.Endpoint{Network: "shop", Name: "plain", Sandbox: api.Sandbox{Netns: path}}, 0)
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -76,7 +76,7 @@ func newContainerd(t *testing.T) *containerd {
 	}
 	r.write("net.d/10-containerd-net.conflist", conflist)
 	r.background("containerd", "-c", r.write("config.toml", fmt.Sprintf(containerdConf, r.plugins, nets)))
-	c, err := grpc.NewClient("unix://"+r.path(containerdSocket), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	c, err := grpc.NewClient("unix://"+r.node.Path(containerdSocket), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ package runtimes_test
 
 import (
 	"archive/tar"
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -21,16 +20,12 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/seine-net/seine/internal/frontdoor/cni"
 	"github.com/seine-net/seine/internal/testkit"
@@ -85,53 +80,13 @@ func image(program, file string) error {
 	return errors.Join(err, os.WriteFile(file, all.Bytes(), 0o644))
 }
 
-// nodeEnv tells the program of this test that it is the first process of a node.
-const nodeEnv = "SEINE_TEST_NODE"
-
 func TestMain(m *testing.M) {
-	if os.Getenv(nodeEnv) != "" {
-		if err := node(); err != nil {
-			fmt.Fprintln(os.Stderr, "node:", err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	testkit.IfNode()
 	code := m.Run()
 	if dir, _ := bin(); dir != "" {
 		_ = os.RemoveAll(dir)
 	}
 	os.Exit(code)
-}
-
-// node makes its mounts and then waits for whatever ends below it, until its standard input ends: when it has ended, for
-// whatever reason, the kernel has ended all the others.
-func node() error {
-	err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")
-	err = errors.Join(err, unix.Mount("proc", "/proc", "proc", 0, ""))
-	for _, dir := range []string{"/run", "/var/lib", "/dev/shm"} {
-		err = errors.Join(err, unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=755"))
-	}
-	if err := errors.Join(err, os.Mkdir("/run/lock", 0o755)); err != nil {
-		return err
-	}
-	ended := make(chan os.Signal, 1)
-	signal.Notify(ended, syscall.SIGCHLD)
-	closed := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		close(closed)
-	}()
-	fmt.Println("ready")
-	for {
-		select {
-		case <-closed:
-			return nil
-		case <-ended:
-			for pid := 1; pid > 0; {
-				pid, _ = syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
-			}
-		}
-	}
 }
 
 // rig is a machine with a runtime on it.
@@ -142,8 +97,7 @@ type rig struct {
 	dir, plugins string
 	// cgroup is the name of the group, in every hierarchy, that all containers are in.
 	cgroup string
-	pid    int
-	stop   func()
+	node   *testkit.Node
 }
 
 var rigs struct {
@@ -176,61 +130,9 @@ func newRig(t *testing.T, programs ...string) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.start()
+	t.Cleanup(func() { testkit.RemoveCgroups(t, r.cgroup) })
+	r.node = testkit.NewNode(t, s.Machine.NS)
 	return r
-}
-
-// start starts the node.
-func (r *rig) start() {
-	r.Helper()
-	r.Cleanup(r.removeCgroups)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), nodeEnv+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC}
-	cmd.Stderr = os.Stderr
-	in, err1 := cmd.StdinPipe()
-	out, err2 := cmd.StdoutPipe()
-	if err := errors.Join(err1, err2); err != nil {
-		r.Fatal(err)
-	}
-	if err := r.machine.Start(cmd); err != nil {
-		r.Skipf("skip: needs process and mount namespaces: %v", err)
-	}
-	r.pid = cmd.Process.Pid
-	r.stop = sync.OnceFunc(func() { in.Close(); _ = cmd.Wait() })
-	r.Cleanup(func() { r.stop() })
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		r.Fatalf("node: says %q: %v", line, err)
-	}
-}
-
-// removeCgroups removes what runtimes leave of the groups of containers: the one that they were told.
-func (r *rig) removeCgroups() {
-	for end := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		var left []string
-		for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
-			found, _ := filepath.Glob(pattern + r.cgroup)
-			for _, top := range found {
-				_ = filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
-					if err == nil && d.IsDir() {
-						left = append(left, path)
-					}
-					return nil
-				})
-			}
-		}
-		slices.Reverse(left) // what is inside comes first
-		for _, dir := range left {
-			_ = syscall.Rmdir(dir) // the next round looks
-		}
-		if len(left) == 0 {
-			return
-		}
-		if time.Now().After(end) {
-			r.Errorf("control groups stay: %s", strings.Join(left, ", "))
-			return
-		}
-	}
 }
 
 // write writes a file below the rig's folder and gives its path.
@@ -243,26 +145,14 @@ func (r *rig) write(name, content string) string {
 	return path
 }
 
-// path is where a path of the node is for this process.
-func (r *rig) path(path string) string { return fmt.Sprintf("/proc/%d/root%s", r.pid, path) }
-
 // patience is what anything may take that the stories wait for.
 const patience = 60 * time.Second
-
-// command is a program to be run on the node.
-func (r *rig) command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"-t", fmt.Sprint(r.pid), "-n", "-m", "-p", "-i", "--", name}, args...)...)
-	cmd.Dir = "/"
-	cmd.Env = append(os.Environ(), "TMPDIR=/run", "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent")
-	cmd.WaitDelay = 5 * time.Second
-	return cmd
-}
 
 // try runs a program on the node to its end and gives what it printed on standard output, without the last line's end.
 func (r *rig) try(name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), patience)
 	defer cancel()
-	cmd := r.command(ctx, name, args...)
+	cmd := r.node.Command(ctx, name, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
@@ -275,14 +165,14 @@ func (r *rig) try(name string, args ...string) (string, error) {
 // background runs a program on the node until the test ends.
 func (r *rig) background(name string, args ...string) {
 	r.Helper()
-	cmd := r.command(context.Background(), name, args...)
+	cmd := r.node.Command(context.Background(), name, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		r.Fatal(err)
 	}
 	r.Cleanup(func() {
-		r.stop() // it is not a child's child that a signal would reach
+		r.node.Stop() // it is not a child's child that a signal would reach
 		_ = cmd.Wait()
 		if r.Failed() {
 			r.Logf("%s: %s", name, out.String())
@@ -371,9 +261,9 @@ func (r *rig) traces() []string {
 		}
 	}
 	for _, dir := range []string{"/run/netns", "/var/lib/cni"} {
-		_ = filepath.WalkDir(r.path(dir), func(path string, d fs.DirEntry, err error) error {
+		_ = filepath.WalkDir(r.node.Path(dir), func(path string, d fs.DirEntry, err error) error {
 			if err == nil && !d.IsDir() && d.Name() != "lock" && !strings.HasPrefix(d.Name(), "last_reserved_ip.") {
-				keep("file", strings.TrimPrefix(path, r.path("")))
+				keep("file", strings.TrimPrefix(path, r.node.Path("")))
 			}
 			return nil
 		})
