@@ -31,6 +31,10 @@ var (
 		{pkg: "internal/reconcile", may: with(nouns, "internal/desired"), why: "it makes the kernel hold what desired says, whatever that is"},
 		{pkg: "internal/state", may: nouns, why: "it keeps nouns and never acts on them"},
 		{pkg: "internal/ruleset", may: nouns, pure: true, why: "the shape of our nftables table, which drivers and addons fill"},
+		{pkg: "internal/cluster/agreed", may: nil, why: "what a store of agreed truth is, and one in memory; it knows keys, not meaning"},
+		{pkg: "internal/cluster/agreed/agreedtest", may: []string{"internal/cluster/agreed"}, why: "one suite for every such store"},
+		{pkg: "internal/cluster/blocks", may: []string{"internal/cluster/agreed"}, why: "who holds which addresses is agreed; who has one of them is the engine's"},
+		{pkg: "internal/cluster/pki", why: "certificates and tokens; it opens and stores nothing"},
 		// 2: meaning
 		{pkg: "internal/driver", may: with(nouns, "internal/ruleset"), pure: true, why: "what every driver gets and gives"},
 		{pkg: "internal/driver/*", may: with(nouns, "internal/ruleset", "internal/driver"), pure: true, why: "a driver is replaced by deleting its folder: none may need another"},
@@ -69,7 +73,7 @@ var (
 	}
 	// What tests may import beyond what their package may: the fakes, the suites, the lab, and a real kernel.
 	forTests = []string{"internal/kernel/fake", "internal/kernel/kerneltest", "internal/kernel/linux", "internal/testkit",
-		"internal/driver/drivertest", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
+		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
 	// notPure is what a pure package has no use for.
 	notPure = []string{"log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "sync", "syscall", "time"}
 )
