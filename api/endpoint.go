@@ -17,6 +17,9 @@ type Endpoint struct {
 	Name string `json:"name"`
 	// Aliases are further DNS names; several endpoints may share one.
 	Aliases []string `json:"aliases,omitempty"`
+	// Container is what the runtime that made the container calls it, where Name is not that: Docker's. Its name is a DNS
+	// name of the endpoint too, the one that a reverse look-up gives; lists show it.
+	Container Container `json:"container,omitzero"`
 	// Sandbox is where the interface goes.
 	Sandbox Sandbox `json:"sandbox"`
 	// Addresses are at most one of each family. What is not asked for is given out from the network's subnets.
@@ -30,6 +33,14 @@ type Endpoint struct {
 	Index int `json:"index"`
 	// Status is what the daemon saw last; it is ignored in a PUT.
 	Status *EndpointStatus `json:"status,omitempty"`
+}
+
+// Container is a container in the words of its runtime.
+type Container struct {
+	// ID is the same for all endpoints of the container; at most 128 bytes.
+	ID string `json:"id,omitempty"`
+	// Name may change, and go to another container later.
+	Name string `json:"name,omitempty"`
 }
 
 // Sandbox is a network namespace.
@@ -88,6 +99,14 @@ type EndpointStatus struct {
 	MTU int          `json:"mtu,omitempty"`
 }
 
+// ContainerName is the container's name with its runtime, or the endpoint's own.
+func (e *Endpoint) ContainerName() string {
+	if e.Container.Name != "" {
+		return e.Container.Name
+	}
+	return e.Name
+}
+
 // Key is "network/name".
 func (e *Endpoint) Key() string { return e.Network + "/" + e.Name }
 
@@ -115,6 +134,14 @@ func (e *Endpoint) Validate() error {
 	}
 	for i, a := range e.Aliases {
 		if err := checkName(noun, fmt.Sprintf("aliases[%d]", i), a, 253); err != nil {
+			return err
+		}
+	}
+	for _, c := range []struct{ field, value string }{{"container.id", e.Container.ID}, {"container.name", e.Container.Name}} {
+		if c.value == "" {
+			continue
+		}
+		if err := checkName(noun, c.field, c.value, 128); err != nil {
 			return err
 		}
 	}

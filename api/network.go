@@ -21,6 +21,8 @@ type Network struct {
 	Meta
 	// Name is unique; at most 63 bytes.
 	Name string `json:"name"`
+	// Aliases are further names by which look-ups may name the network: "web.ALIAS"; several networks may share one.
+	Aliases []string `json:"aliases,omitempty"`
 	// Driver says how endpoints get their interface: "bridge" (the default), "ptp", "host", "null".
 	Driver string `json:"driver,omitempty"`
 	// Family says which subnets are taken from the default pools where Subnets names none. Default "dual".
@@ -96,6 +98,11 @@ func (n *Network) Validate() error {
 	noun := NetworkNoun(n.Name)
 	if err := checkName(noun, "name", n.Name, 63); err != nil {
 		return err
+	}
+	for i, a := range n.Aliases {
+		if err := checkName(noun, fmt.Sprintf("aliases[%d]", i), a, 128); err != nil {
+			return err
+		}
 	}
 	if n.Driver != "" {
 		if err := checkName(noun, "driver", n.Driver, 32); err != nil {

@@ -47,6 +47,8 @@ type PublishedPort struct {
 	// Network and Endpoint name the endpoint.
 	Network  string `json:"network"`
 	Endpoint string `json:"endpoint"`
+	// Container is the name of the endpoint's container with its runtime, or the endpoint's own.
+	Container string `json:"container"`
 	// Addresses are those of the endpoint.
 	Addresses []netip.Addr `json:"addresses,omitempty"`
 	// State is that of the endpoint; "" where the daemon has not said yet.
@@ -60,7 +62,7 @@ func PortsOf(endpoints []Endpoint) []PublishedPort {
 		e := &endpoints[i]
 		for _, p := range e.Ports {
 			p.Protocol = p.ProtocolOrTCP()
-			pp := PublishedPort{Port: p, Network: e.Network, Endpoint: e.Name, Addresses: e.Addresses}
+			pp := PublishedPort{Port: p, Network: e.Network, Endpoint: e.Name, Container: e.ContainerName(), Addresses: e.Addresses}
 			if e.Status != nil {
 				pp.State = e.Status.State
 			}

@@ -198,10 +198,10 @@ func (a *app) endpointList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{head: []string{"ENDPOINT", "STATE", "ADDRESSES", "INTERFACE", "PORTS"}}
+			t := &table{head: []string{"ENDPOINT", "CONTAINER", "STATE", "ADDRESSES", "INTERFACE", "PORTS"}}
 			var keys []string
 			for _, e := range all {
-				t.add(e.Key(), stateOf(e), list(e.Addresses), e.Sandbox.Interface, list(e.Ports))
+				t.add(e.Key(), e.ContainerName(), stateOf(e), list(e.Addresses), e.Sandbox.Interface, list(e.Ports))
 				keys = append(keys, e.Key())
 			}
 			return a.print(*out, all, keys, t)
@@ -246,6 +246,7 @@ func (a *app) endpointInspect() *cobra.Command {
 			}
 			t := &table{}
 			t.add("Endpoint:", e.Key())
+			t.add("Container:", e.ContainerName())
 			t.add("State:", stateOf(e))
 			t.add("Addresses:", list(e.Addresses))
 			t.add("Interface:", strings.TrimPrefix(e.Sandbox.Interface+" in "+e.Sandbox.Netns, " "))
@@ -273,11 +274,11 @@ func (a *app) portsCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			t := &table{head: []string{"MACHINE", "PROTOCOL", "ENDPOINT", "PORT", "STATE"}}
+			t := &table{head: []string{"MACHINE", "PROTOCOL", "ENDPOINT", "CONTAINER", "PORT", "STATE"}}
 			var names []string
 			for _, p := range all {
 				at := publishedAt(p.Port)
-				t.add(at, p.Protocol, p.Network+"/"+p.Endpoint, fmt.Sprint(p.ContainerPort), string(p.State))
+				t.add(at, p.Protocol, p.Network+"/"+p.Endpoint, p.Container, fmt.Sprint(p.ContainerPort), string(p.State))
 				names = append(names, at+"/"+p.Protocol)
 			}
 			return a.print(*out, all, names, t)

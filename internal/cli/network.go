@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,7 +25,8 @@ func (a *app) networkCommand() *cobra.Command {
 type networkFlags struct {
 	driver, iface                    string
 	subnets, gateways, ranges        []string
-	reserve, options, labels         []string
+	reserve, aliases, options        []string
+	labels                           []string
 	ipv4, ipv6, internal, icc, masqu bool
 	mtu                              int
 }
@@ -37,6 +39,7 @@ func (f *networkFlags) register(cmd *cobra.Command) {
 	fl.StringArrayVar(&f.gateways, "gateway", nil, "the machine's `ADDRESS` in a subnet (default the first)")
 	fl.StringArrayVar(&f.ranges, "ip-range", nil, "`RANGE`, a part of a subnet, that addresses are given out from (default all)")
 	fl.StringArrayVar(&f.reserve, "reserve", nil, "`ADDRESS` that is given out only on request; may be repeated")
+	fl.StringArrayVar(&f.aliases, "alias", nil, "a further `NAME` of the network in look-ups, as in web.NAME; may be repeated")
 	fl.BoolVar(&f.ipv4, "ipv4", true, "have IPv4, where no subnet says so")
 	fl.BoolVar(&f.ipv6, "ipv6", true, "have IPv6, where no subnet says so")
 	fl.BoolVar(&f.internal, "internal", false, "no way out of the network")
@@ -59,6 +62,11 @@ func (f *networkFlags) apply(cmd *cobra.Command, n *api.Network) error {
 	}
 	if given("mtu") {
 		n.MTU = f.mtu
+	}
+	for _, alias := range f.aliases {
+		if !slices.Contains(n.Aliases, alias) {
+			n.Aliases = append(n.Aliases, alias)
+		}
 	}
 	if given("internal") {
 		n.Internal = f.internal
@@ -186,7 +194,7 @@ func (a *app) networkSet() *cobra.Command {
 		Use:   "set NAME",
 		Short: "Change a network; what is not given stays as it is",
 		Long: "Change a network; what is not given stays as it is. What containers hang on (driver, subnets, MTU) can't be changed:\n" +
-			"the daemon says so. --label and --opt add to what is there; --reserve too.",
+			"the daemon says so. --label, --opt, --alias and --reserve add to what is there.",
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: a.completeNetworks(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -234,6 +242,9 @@ func networkFacts(n api.Network) []string {
 // networkNotes says what of a network is not as usual.
 func networkNotes(n api.Network) []string {
 	var notes []string
+	if len(n.Aliases) > 0 {
+		notes = append(notes, "also "+strings.Join(n.Aliases, ", "))
+	}
 	if n.Internal {
 		notes = append(notes, "internal")
 	}

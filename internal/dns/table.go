@@ -13,6 +13,8 @@ type Record struct {
 	Names []string
 	// Network is the network that the names are seen in.
 	Network string
+	// Aliases are further names of that network in "name.network"; the last record of the network has them right.
+	Aliases []string
 	// Addrs are the endpoint's addresses in that network.
 	Addrs []netip.Addr
 	// Container ties the endpoints of one container together: it sees the networks of all of them, whichever of its
@@ -25,8 +27,8 @@ type Record struct {
 // Table is a Zone made of Records: a pure index that somebody feeds. It is safe for use by several goroutines; its
 // cost in memory is measured by a test. The zero value is an empty Table.
 //
-// A name is looked for, in this order, as "name.network" and as a name or alias in every network of the asker; both
-// also below Domain. Several owners of a name are all answered, in the order of their addresses.
+// A name is looked for, in this order, as "name.network", with the network's own name and then with its aliases, and as
+// a name or alias in every network of the asker; all also below Domain. Several owners of a name are all answered, in the order of their addresses.
 type Table struct {
 	mu         sync.RWMutex
 	entries    map[string]*entry
@@ -52,7 +54,8 @@ type entry struct {
 }
 
 type network struct {
-	name    string // folded
+	name    string   // folded
+	aliases []string // folded
 	entries int
 	names   index[string]
 }
@@ -133,6 +136,12 @@ func (t *Table) Set(key string, rec Record) {
 	defer t.mu.Unlock()
 	t.dropLocked(key)
 	t.addLocked(key, fold(rec.Network), e)
+	if len(e.network.aliases)+len(rec.Aliases) > 0 {
+		e.network.aliases = make([]string, len(rec.Aliases))
+		for i, a := range rec.Aliases {
+			e.network.aliases[i] = fold(a)
+		}
+	}
 }
 
 // Drop takes the record under key away. There need not be one.
@@ -226,7 +235,16 @@ func (t *Table) Lookup(from netip.Addr, name string) (addrs []netip.Addr, known 
 			collect(e.network, s)
 		}
 		// A name that has names below it exists, even if it has no address (RFC 8020).
-		known = known || below && short == e.network.name
+		known = known || below && (short == e.network.name || slices.Contains(e.network.aliases, short))
+	}
+	if len(addrs) == 0 {
+		for _, e := range mine {
+			for _, alias := range e.network.aliases {
+				if s, ok := cutLabel(short, alias); ok {
+					collect(e.network, s)
+				}
+			}
+		}
 	}
 	if len(addrs) == 0 {
 		for _, e := range mine {

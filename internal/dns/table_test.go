@@ -255,3 +255,35 @@ func TestReverseAddr(t *testing.T) {
 		}
 	}
 }
+
+// TestTableAliases: a network's aliases stand for its name, after the names of other networks.
+func TestTableAliases(t *testing.T) {
+	z := world()
+	look := func(from, name string, want ...string) {
+		t.Helper()
+		if got, known := z.Lookup(ip(from), name); !slices.Equal(got, ips(want...)) || !known {
+			t.Errorf("%s asks %q: %v %v, want %v", from, name, got, known, want)
+		}
+	}
+	gone := func(from, name string) {
+		t.Helper()
+		if got, known := z.Lookup(ip(from), name); known {
+			t.Errorf("%s asks %q: %v, want nothing", from, name, got)
+		}
+	}
+	gone("10.1.0.3", "web.sea.side")
+	rec := Record{Names: []string{"db", "store"}, Network: "blue", Aliases: []string{"Sea.Side", "red"}, Addrs: ips("10.1.0.3"), Container: "c2"}
+	z.Set("blue/db", rec)
+	look("10.1.0.3", "web.sea.side", "10.1.0.2", "fd01::2")
+	look("10.1.0.2", "WWW.sea.SIDE.seine.internal.", "10.1.0.2", "fd01::2")
+	look("10.1.0.2", "sea.side.seine.internal")
+	look("10.1.0.3", "web.red", "10.1.0.2", "fd01::2")
+	look("10.1.0.4", "web.red", "10.2.0.2", "fd02::2") // a name is more than an alias
+	gone("10.2.0.2", "web.sea.side")
+	if name, _ := z.Reverse(ip("10.1.0.3"), ip("10.1.0.2")); name != "web.blue" {
+		t.Errorf("10.1.0.2 is %q", name)
+	}
+	rec.Aliases = nil
+	z.Set("blue/db", rec)
+	gone("10.1.0.3", "web.sea.side")
+}

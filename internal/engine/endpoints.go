@@ -205,6 +205,9 @@ func keep(ep *api.Endpoint, was api.Endpoint) {
 	if ep.Aliases == nil {
 		ep.Aliases = was.Aliases
 	}
+	if ep.Container == (api.Container{}) {
+		ep.Container = was.Container
+	}
 	if ep.Ports == nil {
 		ep.Ports = was.Ports
 	}

@@ -36,9 +36,11 @@ type Names interface {
 
 // NameRecord is what an endpoint brings into the name server.
 type NameRecord struct {
-	// Names are the endpoint's own and its aliases, seen in Network.
+	// Names are the endpoint's own, its container's and its aliases, seen in Network; the first one is the one to tell.
 	Names   []string
 	Network string
+	// Aliases are further names of Network.
+	Aliases []string
 	Addrs   []netip.Addr
 	// Container ties the endpoints of one sandbox together.
 	Container string

@@ -7,14 +7,21 @@ import (
 	"github.com/seine-net/seine/internal/kernel"
 )
 
+// announceNames tells the name server about an endpoint.
+func (e *Engine) announceNames(ep api.Endpoint) {
+	if e.Names == nil || len(ep.Addresses) == 0 {
+		return
+	}
+	n, _ := e.Store.Network(ep.Network)
+	names := append([]string{ep.ContainerName(), ep.Name}, ep.Aliases...)
+	e.Names.Set(ep.Key(), NameRecord{Names: names, Network: ep.Network, Aliases: n.Aliases, Container: container(ep),
+		Addrs: ep.Addresses, Internal: n.Internal})
+}
+
 // announce tells the name server and the loopback proxy about an endpoint that is attached. A port that the proxy can't
 // have is logged: the endpoint works without it.
 func (e *Engine) announce(ep api.Endpoint) {
-	if e.Names != nil && len(ep.Addresses) > 0 {
-		n, _ := e.Store.Network(ep.Network)
-		e.Names.Set(ep.Key(), NameRecord{Names: append([]string{ep.Name}, ep.Aliases...), Network: ep.Network,
-			Container: container(ep), Addrs: ep.Addresses, Internal: n.Internal})
-	}
+	e.announceNames(ep)
 	if e.Relays == nil {
 		return
 	}
@@ -27,10 +34,13 @@ func (e *Engine) announce(ep api.Endpoint) {
 	}
 }
 
-// container tells the sandboxes apart. Which one has an interface that somebody else moved is not known: it counts as one
-// of its own.
+// container tells the sandboxes apart. Which one has an interface that somebody else moved is known where he said whose
+// it is; else it counts as one of its own.
 func container(ep api.Endpoint) string {
 	if ep.Sandbox.Handoff {
+		if ep.Container.ID != "" {
+			return "container " + ep.Container.ID
+		}
 		return "endpoint " + ep.Key()
 	}
 	return ep.Sandbox.Netns

@@ -43,7 +43,7 @@ func (e *Engine) networkStatus(n api.Network, counts map[string]int) api.Network
 }
 
 // PutNetwork makes a network, or changes what can be changed of one while it is used: icc, masquerade, internal,
-// labels, reserved addresses. What n leaves out keeps its value. The same again changes nothing. match is a revision
+// labels, aliases, reserved addresses. What n leaves out keeps its value. The same again changes nothing. match is a revision
 // that the network must have, 0 for any, api.CreateOnly for none. When the kernel refuses, nothing is changed.
 func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (api.Network, error) {
 	noun := api.NetworkNoun(n.Name)
@@ -130,6 +130,9 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 	}
 	if n.Labels == nil {
 		n.Labels = was.Labels
+	}
+	if n.Aliases == nil {
+		n.Aliases = was.Aliases
 	}
 	if len(n.Subnets) == 0 {
 		n.Subnets = was.Subnets
