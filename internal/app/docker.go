@@ -21,6 +21,7 @@ type dockerDoor struct {
 	log  *slog.Logger
 
 	mu     sync.Mutex
+	open   bool
 	closed error // why it is not served
 }
 
@@ -29,12 +30,12 @@ func (d *dockerDoor) listen() net.Listener {
 		return nil
 	}
 	l, err := doors.Listen(d.path, docker.SocketMode)
+	d.mu.Lock()
+	d.open, d.closed = err == nil, err
+	d.mu.Unlock()
 	if err == nil {
 		return l
 	}
-	d.mu.Lock()
-	d.closed = err
-	d.mu.Unlock()
 	if errors.Is(err, doors.ErrAnswered) {
 		d.log.Info("another daemon serves Docker", "socket", d.path)
 	} else {
@@ -78,6 +79,8 @@ func (d *dockerDoor) findings() []api.Finding {
 	case d.closed != nil:
 		f.Level, f.Found = "problem", fmt.Sprintf("Docker's driver is not served: %v", d.closed)
 		f.Done = "nothing else is touched by it; start seined again when the socket's folder can be made"
+	case !d.open:
+		f.Level, f.Found = "note", fmt.Sprintf("Docker's driver is about to answer at %s: the daemon is starting", d.path)
 	}
 	return []api.Finding{f}
 }

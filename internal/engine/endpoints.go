@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/driver"
@@ -105,7 +107,7 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 	}
 	if err != nil {
 		err = e.portRefused(noun, ep, err)
-		e.undoEndpoint(old, ep)
+		e.undoEndpoint(ctx, old, ep)
 		return ep, err
 	}
 	if old != nil {
@@ -455,9 +457,14 @@ func holdsPort(k kernel.Key, p api.Port) bool {
 	return false
 }
 
+// undoTime bounds what is waited for after a verb failed: whoever asked gets an answer, however the kernel fares. What is
+// not undone by then the reconciler goes on with.
+const undoTime = 5 * time.Second
+
 // undoEndpoint goes back to the endpoint of before, or to none.
-func (e *Engine) undoEndpoint(old *api.Endpoint, ep api.Endpoint) {
-	ctx := context.Background()
+func (e *Engine) undoEndpoint(ctx context.Context, old *api.Endpoint, ep api.Endpoint) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
 	if old == nil {
 		if err := e.dropEndpoint(ctx, ep); err != nil {
 			e.Log.Error("undo of an attach", "endpoint", ep.Key(), "err", err)
@@ -521,12 +528,40 @@ func (e *Engine) dropEndpoint(ctx context.Context, ep api.Endpoint) error {
 	defer e.mu.Unlock()
 	e.unindex(ep)
 	if err != nil {
+		e.leaving[ep.Key()] = leaving{ep, keys}
 		return refused(noun, fmt.Errorf("it is detached, but the kernel is not clean yet; this is tried again: %w", err))
 	}
 	if n, ok := e.Store.Network(ep.Network); ok {
 		e.release(n, ep, nil)
 	}
 	return nil
+}
+
+// leaving is an endpoint that was detached and may still be in the kernel, which keeps its addresses from being given out.
+type leaving struct {
+	endpoint api.Endpoint
+	keys     []kernel.Key
+}
+
+// releaseLeft gives back the addresses of detached endpoints of which the kernel holds nothing any more.
+func (e *Engine) releaseLeft(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, undoTime)
+	defer cancel()
+	e.mu.Lock()
+	left := maps.Clone(e.leaving)
+	e.mu.Unlock()
+	for key, l := range left {
+		if e.Loop.Sync(ctx, l.keys) != nil {
+			continue
+		}
+		e.mu.Lock()
+		delete(e.leaving, key)
+		if n, ok := e.Store.Network(l.endpoint.Network); ok {
+			now, _ := e.Store.Endpoint(key) // it may have been attached again
+			e.release(n, l.endpoint, &now)
+		}
+		e.mu.Unlock()
+	}
 }
 
 // watchSandbox detaches the endpoint when the process that it is tied to ends.
@@ -546,8 +581,9 @@ func (e *Engine) watchSandbox(ep api.Endpoint) {
 	})
 }
 
-// Collect detaches endpoints whose namespace is gone.
+// Collect detaches endpoints whose namespace is gone, and gives back the addresses of those that left only now.
 func (e *Engine) Collect(ctx context.Context) error {
+	e.releaseLeft(ctx)
 	var keys []kernel.Key
 	for k, err := range e.Loop.Problems() {
 		if errors.Is(err, kernel.ErrNamespaceGone) {

@@ -104,12 +104,14 @@ type Engine struct {
 	ports map[portKey][]portUse
 	// sandboxes are the keys of the endpoints with an interface in each namespace.
 	sandboxes map[string][]string
+	// leaving are endpoints that the kernel was not clean of when they were detached, by key.
+	leaving map[string]leaving
 }
 
 // New makes an Engine from a store; Load makes it work.
 func New(c Config, facts kernel.Facts) *Engine {
 	e := &Engine{Config: c, since: time.Now().UTC(), facts: facts, pools: map[string][]*pool.Pool{}, ports: map[portKey][]portUse{},
-		sandboxes: map[string][]string{}}
+		sandboxes: map[string][]string{}, leaving: map[string]leaving{}}
 	e.busy.held = map[string]chan struct{}{}
 	return e
 }

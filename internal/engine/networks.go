@@ -63,7 +63,7 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 		return e.Network(ctx, n.Name)
 	}
 	if err := e.applyNetwork(ctx, n); err != nil {
-		e.undoNetwork(old, n)
+		e.undoNetwork(ctx, old, n)
 		return n, refused(noun, err)
 	}
 	return e.Network(ctx, n.Name)
@@ -368,8 +368,9 @@ func (e *Engine) applyNetwork(ctx context.Context, n api.Network) error {
 }
 
 // undoNetwork goes back to the network of before, or to none.
-func (e *Engine) undoNetwork(old *api.Network, n api.Network) {
-	ctx := context.Background()
+func (e *Engine) undoNetwork(ctx context.Context, old *api.Network, n api.Network) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTime)
+	defer cancel()
 	if old == nil {
 		if err := e.dropNetwork(ctx, n.Name); err != nil {
 			e.Log.Error("undo of a network", "network", n.Name, "err", err)

@@ -64,8 +64,11 @@ type Book interface {
 // maxBody is the size of a request's body, in bytes; one with thousands of ports is far below.
 const maxBody = 1 << 20
 
-// callTime is how long one call may take: Docker itself waits for good.
-const callTime = 25 * time.Second
+// The times of a call. Docker itself waits for good.
+const (
+	callTime = 20 * time.Second // of the engine, which takes a few seconds more to go back where that is over
+	bodyTime = 5 * time.Second  // until a body has come
+)
 
 // Door is an http.Handler.
 type Door struct {
@@ -136,7 +139,10 @@ func (d *Door) answer(name string, v any) {
 func call[T any](d *Door, name string, f func(context.Context, T) (any, error)) {
 	d.mux.HandleFunc("/"+name, func(w http.ResponseWriter, r *http.Request) {
 		var in T
+		limits := http.NewResponseController(w)
+		_ = limits.SetReadDeadline(time.Now().Add(bodyTime)) // a recorder in a test has none
 		err := read(r.Body, &in)
+		_ = limits.SetReadDeadline(time.Time{})
 		var out any
 		if err == nil {
 			// Docker may have gone; what is half done is better finished.
