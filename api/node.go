@@ -1,5 +1,7 @@
 package api
 
+import "net/netip"
+
 // Node is the machine that a daemon runs on.
 type Node struct {
 	Name    string `json:"name"`
@@ -8,6 +10,9 @@ type Node struct {
 	Revision  uint64 `json:"revision"`
 	Networks  int    `json:"networks"`
 	Endpoints int    `json:"endpoints"`
+	// DNS are the fixed addresses of the name server: every container whose default route leads to this machine finds it
+	// there, whatever network it is on, and so do the machine's own programs. Empty where that is turned off.
+	DNS []netip.Addr `json:"dns,omitempty"`
 	// Objects is how many kernel objects are wanted.
 	Objects int `json:"objects"`
 	// Problems are those that the reconciler could not mend so far, empty when the kernel holds all that is wanted.

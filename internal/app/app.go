@@ -50,7 +50,11 @@ const gcPercent = 40
 type Options struct {
 	State, Socket, Node, LogLevel string
 	DNSPort                       int
-	Pools                         pool.Subnets
+	// DNSFixed4 and DNSFixed6 are where the name server is found from any network; the zero Addr for not at all.
+	DNSFixed4, DNSFixed6 netip.Addr
+	// DNSUpstreams are asked in place of the machine's resolvers, where there are any.
+	DNSUpstreams []netip.AddrPort
+	Pools        pool.Subnets
 	// DHCPSocket is where CNI's dhcp plugin asks; "" for not at all.
 	DHCPSocket string
 	DHCP       dhcp.Options
@@ -68,6 +72,14 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&o.Node, "node", host, "`name` of this machine")
 	fs.StringVar(&o.LogLevel, "log-level", "info", "debug, info, warn or error")
 	fs.IntVar(&o.DNSPort, "dns-port", DefaultDNSPort, "`port` that the name server listens on; containers ask at port 53 of their gateway; 0 takes any")
+	o.DNSFixed4, o.DNSFixed6 = defaultFixed4, defaultFixed6
+	fs.Func("dns-fixed", "`address` of the machine's lo at which the name server is found from any network (default "+defaultFixed4.String()+"); \"\" for none", fixedAddr(&o.DNSFixed4, true))
+	fs.Func("dns-fixed6", "the same for IPv6 (default "+defaultFixed6.String()+"); \"\" for none", fixedAddr(&o.DNSFixed6, false))
+	fs.Func("dns-upstream", "`address[:port]` of a resolver that is asked for names outside, in place of those in "+dns.ResolvConf+"; may be repeated", func(s string) error {
+		up, err := parseUpstream(s)
+		o.DNSUpstreams = append(o.DNSUpstreams, up)
+		return err
+	})
 	o.DHCP = dhcp.DefaultOptions()
 	fs.StringVar(&o.DHCPSocket, "dhcp-socket", dhcprpc.DefaultSocket, "unix `socket` that the CNI plugin dhcp asks at, unless somebody else listens there; \"\" for none")
 	fs.DurationVar(&o.DHCP.Timeout, "dhcp-timeout", o.DHCP.Timeout, "how `long` one exchange with a DHCP server is tried")
@@ -189,7 +201,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	}
 	d := &daemon{opts: o, log: log, kernel: k, machine: m, want: desired.New(), relays: loopback.New(log)}
 	table := dns.NewTable()
-	d.names, err = listenDNS(o.DNSPort, table, store, log)
+	d.names, err = listenDNS(o, table, log)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +209,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.loop = reconcile.New(k, d.want, log)
 	d.engine = engine.New(engine.Config{
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(), Machine: m,
-		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), Pools: o.Pools, Node: o.Node,
+		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
 	d.docker = &dockerDoor{path: o.DockerSocket, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}

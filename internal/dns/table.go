@@ -35,6 +35,7 @@ type Table struct {
 	networks   map[string]*network
 	addrs      index[rawAddr]
 	containers index[string]
+	guests     []netip.Prefix
 }
 
 var (
@@ -269,18 +270,33 @@ func (t *Table) Reverse(from, addr netip.Addr) (name string, ok bool) {
 	return "", false
 }
 
+// SetGuests says who may ask, besides those who have an address in the table: for what is outside, while no name of the
+// table's exists for them.
+func (t *Table) SetGuests(from []netip.Prefix) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.guests = slices.Clone(from)
+}
+
+func (t *Table) guestLocked(from netip.Addr) bool {
+	return slices.ContainsFunc(t.guests, func(p netip.Prefix) bool { return p.Contains(from) })
+}
+
 // AllowForward implements Zone: one network with a way out is enough.
 func (t *Table) AllowForward(from netip.Addr) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return slices.ContainsFunc(t.ofLocked(from), func(e *entry) bool { return !e.internal })
+	if mine := t.ofLocked(from); len(mine) > 0 {
+		return slices.ContainsFunc(mine, func(e *entry) bool { return !e.internal })
+	}
+	return t.guestLocked(from)
 }
 
-// Serves implements Scoped: whoever has an address in the table may ask.
+// Serves implements Scoped: whoever has an address in the table may ask, and guests.
 func (t *Table) Serves(from netip.Addr) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return t.addrs.one[raw(from)] != nil
+	return t.addrs.one[raw(from)] != nil || t.guestLocked(from)
 }
 
 // Len is the number of records.

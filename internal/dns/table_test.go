@@ -103,6 +103,15 @@ func TestTableReverseAndForward(t *testing.T) {
 			t.Errorf("AllowForward(%s) = %v", from, got)
 		}
 	}
+	z.SetGuests([]netip.Prefix{netip.MustParsePrefix("10.3.0.0/24"), netip.MustParsePrefix("172.17.0.0/16")})
+	for from, want := range map[string]bool{"172.17.0.2": true, "172.18.0.2": false, "10.3.0.2": false, "10.3.0.99": true} {
+		if got := z.AllowForward(ip(from)); got != want { // an internal container stays one where a guest's range has its address
+			t.Errorf("AllowForward(%s) = %v", from, got)
+		}
+	}
+	if _, known := z.Lookup(ip("172.17.0.2"), "web.blue"); known || !z.Serves(ip("172.17.0.2")) || z.Serves(ip("172.18.0.2")) {
+		t.Error("a guest is served wrongly")
+	}
 	if z.Serves(ip("192.0.2.1")) || !z.Serves(ip("::ffff:10.3.0.2")) {
 		t.Error("Serves is wrong")
 	}

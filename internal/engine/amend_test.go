@@ -2,6 +2,7 @@ package engine_test
 
 import (
 	"context"
+	"net/netip"
 	"reflect"
 	"slices"
 	"sync"
@@ -28,6 +29,8 @@ func (n *names) Drop(key string) {
 	defer n.mu.Unlock()
 	delete(n.have, key)
 }
+
+func (*names) SetGuests([]netip.Prefix) {}
 
 func (n *names) record(key string) engine.NameRecord {
 	n.mu.Lock()

@@ -22,6 +22,7 @@ import (
 	"github.com/seine-net/seine/internal/ipam/pool"
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/reconcile"
+	"github.com/seine-net/seine/internal/ruleset"
 	"github.com/seine-net/seine/internal/state"
 )
 
@@ -32,6 +33,8 @@ const MachineOwner = "machine"
 type Names interface {
 	Set(key string, r NameRecord)
 	Drop(key string)
+	// SetGuests says which addresses may ask for names outside although no endpoint has them.
+	SetGuests(from []netip.Prefix)
 }
 
 // NameRecord is what an endpoint brings into the name server.
@@ -84,6 +87,9 @@ type Config struct {
 	Log     *slog.Logger
 	// DNSPort is the port that the name server listens on, at every address.
 	DNSPort uint16
+	// DNSFixed are addresses of the machine's lo at which the name server is found whatever network a container is on, at
+	// most one of each family; none for not at all.
+	DNSFixed []netip.Addr
 	// Pools are the ranges that networks without subnets get theirs from.
 	Pools pool.Subnets
 	// Findings, where set, gives Doctor what others than the engine found.
@@ -234,8 +240,8 @@ func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
 	return err
 }
 
-// setMachine computes what the machine as a whole needs and hands it to the reconciler without waiting. Nothing is
-// needed while there is no network with subnets.
+// setMachine computes what the machine as a whole needs and hands it to the reconciler without waiting. Forwarding is not
+// needed while there is no network with subnets, and nothing at all before the first one and after a reset.
 func (e *Engine) setMachine() error {
 	f := e.Facts()
 	var out []kernel.Object
@@ -245,10 +251,29 @@ func (e *Engine) setMachine() error {
 			names = append(names, e.via(n))
 		}
 	}
+	var fixed []netip.Addr
+	if len(names) > 0 || e.Store.Value(defaultsMade) != "" {
+		fixed = e.fixed(f)
+	}
+	var guests []kernel.LinkFact
+	if len(fixed) > 0 {
+		guests = guestsOf(f)
+		out = append(out, fixedObjects(fixed, guests)...)
+	}
+	if e.Names != nil {
+		e.Names.SetGuests(guestPrefixes(fixed, guests))
+	}
 	if len(names) > 0 {
-		var err error
-		if out, err = e.machineObjects(f, names); err != nil {
+		more, err := e.forwarding(f)
+		if err != nil {
 			return err
+		}
+		out = append(out, more...)
+	}
+	if len(out) > 0 {
+		out = append(out, ruleset.Table(e.DNSPort, f.BridgeFilter6))
+		for _, c := range f.Chains {
+			out = append(out, e.accepts(c, patterns(names), guests)...)
 		}
 	}
 	keys, err := e.Want.Set(MachineOwner, out...)

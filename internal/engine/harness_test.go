@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -34,8 +35,10 @@ type rig struct {
 	kernel  *fake.Kernel
 	path    string
 	facts   kernel.Facts
+	fixed   []netip.Addr
 	cookies map[string]uint64
 	procs   *processes
+	guests  atomic.Pointer[[]netip.Prefix]
 
 	*engine.Engine
 	store *state.Store
@@ -75,13 +78,20 @@ func (r *rig) start() {
 		r.store.Close()
 	}
 	r.Engine = engine.New(engine.Config{Store: r.store, Want: r.want, Loop: loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(),
-		Machine: machine{r}, Log: log, DNSPort: 5380, Node: "n1", Version: "test", Boot: "boot",
+		Machine: machine{r}, Log: log, DNSPort: 5380, DNSFixed: r.fixed, Names: guestList{r}, Node: "n1", Version: "test", Boot: "boot",
 		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/14"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
 	}, r.facts)
 	if err := r.Load(ctx); err != nil {
 		r.t.Fatal(err)
 	}
 }
+
+// guestList notes who may ask the name server as a guest.
+type guestList struct{ r *rig }
+
+func (guestList) Set(string, engine.NameRecord)   {}
+func (guestList) Drop(string)                     {}
+func (g guestList) SetGuests(from []netip.Prefix) { g.r.guests.Store(&from) }
 
 // restart is what SIGKILL and a new start are: nothing but the file and the kernel outlives it.
 func (r *rig) restart() {

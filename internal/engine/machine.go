@@ -6,13 +6,11 @@ import (
 	"strings"
 
 	"github.com/seine-net/seine/internal/kernel"
-	"github.com/seine-net/seine/internal/ruleset"
 )
 
-// machineObjects gives the table, forwarding, and accepts in the chains of others that would drop what they don't know.
-// hosts are the names of the machine's interfaces of networks.
-func (e *Engine) machineObjects(f kernel.Facts, hosts []string) ([]kernel.Object, error) {
-	out := []kernel.Object{ruleset.Table(e.DNSPort, f.BridgeFilter6)}
+// forwarding has the machine forward packets, and go on listening to its routers.
+func (e *Engine) forwarding(f kernel.Facts) ([]kernel.Object, error) {
+	var out []kernel.Object
 	sysctl := func(name, value, now string) error {
 		before, err := e.baseline(name, now)
 		if err != nil {
@@ -39,9 +37,6 @@ func (e *Engine) machineObjects(f kernel.Facts, hosts []string) ([]kernel.Object
 		if err := sysctl("net/ipv6/conf/all/forwarding", "1", digit(f.Forward6)); err != nil {
 			return nil, err
 		}
-	}
-	for _, c := range f.Chains {
-		out = append(out, e.accepts(c, patterns(hosts))...)
 	}
 	return out, nil
 }
@@ -75,8 +70,9 @@ func patterns(hosts []string) []string {
 // standsFirst tells chains in which an accept before the last rule comes too late: firewalld's zones reject by themselves.
 func standsFirst(c kernel.ForeignChain) bool { return c.Table == "firewalld" }
 
-// accepts gives the rules that let our packets pass a chain that ends in a drop. Our own chain decides about them.
-func (e *Engine) accepts(c kernel.ForeignChain, ifnames []string) []kernel.Object {
+// accepts gives the rules that let our packets pass a chain that ends in a drop. Our own chain decides about them. Guests
+// reach the name server only.
+func (e *Engine) accepts(c kernel.ForeignChain, ifnames []string, guests []kernel.LinkFact) []kernel.Object {
 	if c.Locked {
 		return nil
 	}
@@ -84,14 +80,22 @@ func (e *Engine) accepts(c kernel.ForeignChain, ifnames []string) []kernel.Objec
 	add := func(format string, args ...any) {
 		out = append(out, &kernel.Accept{Family: c.Family, Table: c.Table, Chain: c.Chain, Rule: fmt.Sprintf(format, args...), First: standsFirst(c)})
 	}
+	question := func(from string) {
+		add("iifname %q udp dport %d", from, e.DNSPort)
+		add("iifname %q tcp dport %d", from, e.DNSPort)
+	}
+	for _, g := range guests {
+		if c.Hook == "input" {
+			question(g.Name)
+		}
+	}
 	for _, name := range ifnames {
 		switch c.Hook {
 		case "forward":
 			add("iifname %q", name)
 			add("oifname %q", name)
 		case "input":
-			add("iifname %q udp dport %d", name, e.DNSPort)
-			add("iifname %q tcp dport %d", name, e.DNSPort)
+			question(name)
 			if c.Family != "ip" {
 				add("iifname %q meta l4proto ipv6-icmp", name) // neighbour discovery
 			}

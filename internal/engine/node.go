@@ -16,7 +16,7 @@ import (
 // Node gives the state of this machine's daemon.
 func (e *Engine) Node(context.Context) (api.Node, error) {
 	nets, eps := e.Store.Counts()
-	n := api.Node{Name: e.Config.Node, Version: e.Version, Revision: e.Store.Revision(), Networks: nets, Endpoints: eps,
+	n := api.Node{Name: e.Config.Node, Version: e.Version, Revision: e.Store.Revision(), Networks: nets, Endpoints: eps, DNS: e.fixed(e.Facts()),
 		Objects: e.Want.Len(), Since: e.since.Format(time.RFC3339)}
 	for k, err := range e.Loop.Problems() {
 		n.Problems = append(n.Problems, fmt.Sprintf("%s: %v", k, err))
@@ -150,6 +150,7 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 		}
 		add("note", "bridge-netfilter", "bridged frames pass the IP hooks (net.bridge.bridge-nf-call-*)", done)
 	}
+	out = append(out, e.fixedFindings(f)...)
 	for k, err := range problems {
 		add("problem", "kernel", fmt.Sprintf("%s: %v", k, err), "it is tried again with growing delays")
 	}
@@ -160,10 +161,13 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	return out, nil
 }
 
+// defaultsMade is the name of a value that is set between the first start and a reset.
+const defaultsMade = "defaults"
+
 // DefaultNetwork makes the networks that a first start has: "default", "host" and "none". One that was removed since
 // stays removed.
 func (e *Engine) DefaultNetwork(ctx context.Context) error {
-	if e.Store.Value("defaults") != "" {
+	if e.Store.Value(defaultsMade) != "" {
 		return nil
 	}
 	for name, d := range map[string]string{"default": "bridge", "host": "host", "none": "null"} {
@@ -174,7 +178,7 @@ func (e *Engine) DefaultNetwork(ctx context.Context) error {
 			return err
 		}
 	}
-	return e.Store.SetValue("defaults", "made")
+	return e.Store.SetValue(defaultsMade, "made")
 }
 
 // Owner gives the owner whose plan `seine check` asks for: of an endpoint "network/name", of a network "name".

@@ -42,7 +42,10 @@ type LinkFact struct {
 	// AcceptRA is the link's net.ipv6.conf.*.accept_ra: at 1 the kernel stops to listen to router advertisements as
 	// soon as it forwards, at 2 it goes on. It is not read for links of ours.
 	AcceptRA int
-	Addrs    []netip.Prefix
+	// Inner says that the link is a bridge of somebody else that has containers' and virtual machines' interfaces as its
+	// ports (veth, tap), or no ports: nobody beyond the machine is on it.
+	Inner bool
+	Addrs []netip.Prefix
 }
 
 // ForeignChain is a base chain of somebody else.

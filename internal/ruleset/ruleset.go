@@ -4,9 +4,9 @@
 //
 //	prerouting  raw     drop packets from containers to 127.0.0.0/8 (route_localnet is on where ports are published)
 //	            dnat    name service, published ports
-//	output      dnat    published ports, for programs of the machine itself
+//	output      dnat    name service at the fixed addresses and published ports, for programs of the machine itself
 //	forward     filter  replies; within a network; published; nothing else goes to a network, nothing from an internal one
-//	input       filter  the name server's port is for containers only
+//	input       filter  the name server's port is for containers only, guests among them
 //	postrouting snat    hairpin, from the machine's loopback, masquerade
 //
 // Networks are told apart by the device group of their interfaces, not by name: a bridge network has one interface, a
@@ -20,6 +20,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -42,6 +43,11 @@ var (
 	// DNS4 and DNS6 hold the addresses at which containers find the name server.
 	DNS4 = &kernel.Set{Name: "dns4", Key: []kernel.Type{kernel.TypeIPv4}}
 	DNS6 = &kernel.Set{Name: "dns6", Key: []kernel.Type{kernel.TypeIPv6}}
+	// Fixed4 and Fixed6 hold the addresses at which the machine's own programs and guests find the name server, too.
+	Fixed4 = &kernel.Set{Name: "fixed4", Key: []kernel.Type{kernel.TypeIPv4}}
+	Fixed6 = &kernel.Set{Name: "fixed6", Key: []kernel.Type{kernel.TypeIPv6}}
+	// Guests holds the names of bridges of others whose containers may ask the name server.
+	Guests = &kernel.Set{Name: "guests", Key: []kernel.Type{kernel.TypeIfname}}
 	// Self4 and Self6 hold (a, a) for addresses that are published while bridge netfilter is on: what a container sends
 	// to its own published port then comes back to it by the bridge, with its own address as the source.
 	Self4 = &kernel.Set{Name: "self4", Key: []kernel.Type{kernel.TypeIPv4, kernel.TypeIPv4}}
@@ -61,15 +67,23 @@ var (
 // Table is the table, with the port that the name server listens on. With relay6 connections to [::1] are left to
 // somebody who listens there (internal/loopback).
 func Table(dnsPort uint16, relay6 bool) *kernel.Table {
-	output := []string{"jump publish"}
-	if relay6 {
-		output = []string{"ip6 daddr ::1 return", "jump publish"}
+	names := func(from, set4, set6 string) (out []string) {
+		for _, to := range []string{"ip daddr @" + set4, "ip6 daddr @" + set6} {
+			for _, proto := range []string{"udp", "tcp"} {
+				out = append(out, fmt.Sprintf("%s%s %s dport 53 redirect to :%d", from, to, proto, dnsPort))
+			}
+		}
+		return out
 	}
-	redirect := fmt.Sprintf("redirect to :%d", dnsPort)
-	guard := fmt.Sprintf("meta iifgroup != @nets %%s dport %d drop", dnsPort)
+	output := names("", "fixed4", "fixed6")
+	if relay6 {
+		output = append(output, "ip6 daddr ::1 return")
+	}
+	output = append(output, "jump publish")
+	guard := fmt.Sprintf("iifname != @guests meta iifgroup != @nets %%s dport %d drop", dnsPort)
 	return &kernel.Table{
 		Name: Name,
-		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
+		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
@@ -80,15 +94,12 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
 				"meta iifgroup @nets ip daddr 127.0.0.0/8 drop",
 			}},
-			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: -100, Rules: []string{
-				"meta iifgroup @nets ip daddr @dns4 udp dport 53 " + redirect,
-				"meta iifgroup @nets ip daddr @dns4 tcp dport 53 " + redirect,
-				"meta iifgroup @nets ip6 daddr @dns6 udp dport 53 " + redirect,
-				"meta iifgroup @nets ip6 daddr @dns6 tcp dport 53 " + redirect,
-				// Ports published on 127.0.0.1 are not for neighbours, whatever route_localnet says.
-				"ip daddr 127.0.0.0/8 return",
-				"jump publish",
-			}},
+			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: -100, Rules: slices.Concat(
+				names("meta iifgroup @nets ", "dns4", "dns6"), names("iifname @guests ", "fixed4", "fixed6"), []string{
+					// Ports published on 127.0.0.1 are not for neighbours, whatever route_localnet says.
+					"ip daddr 127.0.0.0/8 return",
+					"jump publish",
+				})},
 			{Name: "output", Type: "nat", Hook: "output", Priority: -100, Rules: output},
 			{Name: "input", Type: "filter", Hook: "input", Priority: 0, Rules: []string{
 				fmt.Sprintf("iifname != \"lo\" "+guard, "udp"),

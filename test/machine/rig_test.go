@@ -55,6 +55,7 @@ type rig struct {
 	daemon           *exec.Cmd
 	log              *bytes.Buffer
 	containers       map[string]*testkit.NS
+	extra            []string // of the daemon's flags
 }
 
 // options are what a story wants of the machine.
@@ -117,6 +118,7 @@ func (r *rig) start() {
 		r.log = &bytes.Buffer{}
 	}
 	r.daemon = exec.Command(filepath.Join(dir, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", socket, "--docker-socket", "", "--quiet")
+	r.daemon.Args = append(r.daemon.Args, r.extra...)
 	r.daemon.Stdout, r.daemon.Stderr = r.log, r.log
 	if err := r.machine.Start(r.daemon); err != nil {
 		r.Fatal(err)

@@ -259,6 +259,11 @@ func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
 			all = append(all, l.hanging(true)...)
 		}
 	}
+	for _, a := range s.links["lo"].addrs {
+		if a.maker == us {
+			all = append(all, a.Addr)
+		}
+	}
 	for _, l := range s.links {
 		for _, n := range l.neighs {
 			if n.ours {

@@ -138,6 +138,11 @@ func testLoopback(s *suite) {
 	s.ok(s.create(lo), "create what is always there")
 	s.absent(up)
 	s.make(up)
+	ours := []kernel.Object{&kernel.Addr{Link: "lo", Prefix: pfx("169.254.255.53/32")}, &kernel.Addr{Link: "lo", Prefix: pfx("fd5c::53/128")}}
+	s.make(ours...)
+	s.ours(ours...) // lo itself is the kernel's
+	s.unmake(ours...)
+	s.ours()
 	s.holds(&kernel.Addr{NS: ns, Link: "lo", Prefix: pfx("127.0.0.1/8")}, &kernel.Addr{NS: ns, Link: "lo", Prefix: pfx("::1/128")})
 	s.make(&kernel.Addr{NS: ns, Link: "lo", Prefix: pfx("127.0.0.1/8")}, &kernel.Addr{NS: ns, Link: "lo", Prefix: pfx("::1/128")})
 	s.ok(s.delete(lo), "delete what can't be deleted: what is ours of it is gone")

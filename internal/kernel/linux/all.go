@@ -110,7 +110,7 @@ func (s *session) allLinks(sp *space, links []*linkInfo, hints []kernel.Object, 
 }
 
 // allAddrs lists the addresses on our links that we put there. Since 5.18 the kernel keeps a mark on each address; before
-// that, all but those that it makes itself count.
+// that, all but those that it makes itself count. On the machine's lo, which is not ours, only the mark counts.
 func (p *space) allAddrs(owned map[int]*linkInfo, f *found) error {
 	addrs, err := p.addrs(0)
 	if err != nil {
@@ -122,6 +122,9 @@ func (p *space) allAddrs(owned map[int]*linkInfo, f *found) error {
 	}
 	for _, a := range addrs {
 		l := owned[a.index]
+		if a.proto == kernel.RouteProtocol && a.index == p.index["lo"] {
+			f.add(a.object(p.path, "lo"))
+		}
 		if l == nil || a.flags&unix.IFA_F_PERMANENT == 0 || a.proto != 0 && a.proto != kernel.RouteProtocol {
 			continue
 		}

@@ -39,6 +39,9 @@ func (k *Kernel) Facts(ctx context.Context) (kernel.Facts, error) {
 		f.Links = append(f.Links, kernel.LinkFact{Name: l.name, Index: l.index, MTU: l.mtu, MAC: l.mac,
 			Up: l.flags&unix.IFF_UP != 0, Ours: l.ours()})
 	}
+	for _, l := range links {
+		f.Links[at[l.index]].Inner = l.kind == "bridge" && !l.ours() && inner(l, byIndex)
+	}
 	for _, a := range addrs {
 		if i, ok := at[a.index]; ok {
 			f.Links[i].Addrs = append(f.Links[i].Addrs, a.prefix)
@@ -57,6 +60,22 @@ func (k *Kernel) Facts(ctx context.Context) (kernel.Facts, error) {
 	f.Chains = slices.DeleteFunc(chains, func(c kernel.ForeignChain) bool { return c.Why == "" })
 	f.MachineID = machineID()
 	return f, nil
+}
+
+// inner reports whether all ports of a bridge lead to containers or virtual machines. A veth whose other end is a port, too,
+// leads on to another bridge, and who knows where from there.
+func inner(bridge *linkInfo, links map[int]*linkInfo) bool {
+	for _, l := range links {
+		if l.master != bridge.index {
+			continue
+		}
+		far := links[l.peer]
+		leadsOn := l.netnsid == sameNetns && far != nil && far.master != 0
+		if l.kind != "tun" && (l.kind != "veth" || leadsOn) {
+			return false
+		}
+	}
+	return true
 }
 
 // routeFacts fills in where the machine has routes to.

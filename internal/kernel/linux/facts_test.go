@@ -64,3 +64,27 @@ func TestFacts(t *testing.T) {
 		t.Errorf("IPv6 turned off: %v %v", f.NoIPv6, err)
 	}
 }
+
+// TestInnerBridges: bridges that only containers are on are told from those that lead elsewhere.
+func TestInnerBridges(t *testing.T) {
+	k, ns := newKernel(t)
+	for _, cmd := range []string{
+		"link add empty type bridge", "link add inner type bridge", "link add outer type bridge", "link add joined type bridge", "link add far type bridge",
+		"link add c0 type veth peer name c1", "link set c0 master inner", // its other end is on its way into a container
+		"link add p0 type veth peer name p1", "link set p0 master joined", "link set p1 master far",
+		"tuntap add t0 mode tap", "link set t0 master inner",
+		"link add v0 type vxlan id 7 dstport 4789 remote 192.0.2.9", "link set v0 master outer",
+	} {
+		run(t, ns, append([]string{"ip"}, strings.Fields(cmd)...)...)
+	}
+	converge(t, k, []kernel.Object{&kernel.Link{Name: "sn-a", Type: kernel.Bridge, Alias: "seine:net"}})
+	f, err := k.Facts(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"empty": true, "inner": true, "outer": false, "joined": false, "far": false, "c0": false, "lo": false, "sn-a": false} {
+		if l := f.Link(name); l == nil || l.Inner != want {
+			t.Errorf("%s: inner is not %v: %+v", name, want, l)
+		}
+	}
+}
