@@ -34,6 +34,7 @@ var (
 		{pkg: "internal/cluster/agreed", may: nil, why: "what a store of agreed truth is, and one in memory; it knows keys, not meaning"},
 		{pkg: "internal/cluster/agreed/agreedtest", may: []string{"internal/cluster/agreed"}, why: "one suite for every such store"},
 		{pkg: "internal/cluster/blocks", may: []string{"internal/cluster/agreed"}, why: "who holds which addresses is agreed; who has one of them is the engine's"},
+		{pkg: "internal/cluster/etcd", may: []string{"internal/cluster/agreed"}, why: "one store of agreed truth; what is in it is not its business"},
 		{pkg: "internal/cluster/pki", why: "certificates and tokens; it opens and stores nothing"},
 		// 2: meaning
 		{pkg: "internal/driver", may: with(nouns, "internal/ruleset"), pure: true, why: "what every driver gets and gives"},
@@ -73,7 +74,7 @@ var (
 	}
 	// What tests may import beyond what their package may: the fakes, the suites, the lab, and a real kernel.
 	forTests = []string{"internal/kernel/fake", "internal/kernel/kerneltest", "internal/kernel/linux", "internal/testkit",
-		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
+		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/cluster/pki", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
 	// notPure is what a pure package has no use for.
 	notPure = []string{"log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "sync", "syscall", "time"}
 )
@@ -86,6 +87,8 @@ var light = []struct{ program, out, why string }{
 	{"cmd/seine-cni", "github.com/spf13/cobra", "it has no command line"},
 	{"cmd/seine", "go.etcd.io/bbolt", "only the daemon opens the store"},
 	{"cmd/seine", "github.com/miekg/dns", "names are the daemon's"},
+	{"cmd/seine", "go.etcd.io/etcd/client/v3", "the daemon speaks to the cluster"},
+	{"cmd/seine-cni", "go.etcd.io/etcd/client/v3", "the daemon speaks to the cluster"},
 	{"cmd/seined", "github.com/spf13/cobra", "the daemon's flags are few"},
 }
 
