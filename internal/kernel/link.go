@@ -45,10 +45,15 @@ type Link struct {
 	Peer *Peer
 	// Parent is what a macvlan, ipvlan or vlan is made on.
 	Parent *Parent
-	// Mode is how links on one parent reach each other: of a macvlan "bridge", "private", "vepa" (the kernel's
-	// default) or "passthru", of an ipvlan "l2", "l3" (the kernel's default) or "l3s"; see Documentation/networking in
-	// the kernel's tree. "" leaves it alone. All ipvlans on one parent have the mode that was set last.
+	// Mode is how links on one parent reach each other, one of Modes: of a macvlan "bridge", "private", "vepa" (the
+	// kernel's default) or "passthru", of an ipvlan "l2", "l3" (the kernel's default) or "l3s"; see
+	// Documentation/networking in the kernel's tree. "" leaves it alone. All ipvlans on one parent have the mode that was
+	// set last.
 	Mode string
+	// Flag is what an ipvlan does beside its mode, one of IpvlanFlags: "bridge" (the kernel's default) leads packets to
+	// others on the parent straight to them, "private" drops them, "vepa" sends them out for a switch to send back. ""
+	// leaves it alone. All ipvlans on one parent have the flag that was set last.
+	Flag string
 	// VLAN is the tag of a vlan (IEEE 802.1Q), 0 to 4094.
 	VLAN int
 	// BCQueueLen is how many frames of a macvlan to all or many stations may wait (IFLA_MACVLAN_BC_QUEUE_LEN, kernel
@@ -73,7 +78,19 @@ type Link struct {
 	// Table is the routing table of a VRF (Documentation/networking/vrf.rst), for whose ports it takes the place of the
 	// main one. It can't be changed in place; 0 is not compared.
 	Table int
+	// Taken says that somebody else has taken the link, moved and renamed it: it is neither made nor compared nor changed,
+	// and a listing gives it as it is asked for. Deleting it deletes it where it came back under its name and is ours.
+	Taken bool
 }
+
+// Modes are the modes of the links that are made on another one.
+var Modes = map[LinkType][]string{
+	Macvlan: {"bridge", "private", "vepa", "passthru"},
+	Ipvlan:  {"l2", "l3", "l3s"},
+}
+
+// IpvlanFlags are what an ipvlan may do beside its mode.
+var IpvlanFlags = []string{"bridge", "private", "vepa"}
 
 // Access is what opening a TAP device takes (TUNSETIFF, TUNSETOWNER, TUNSETGROUP).
 type Access struct {
@@ -104,6 +121,7 @@ type Peer struct {
 }
 
 // Parent is a link that others are made on (IFLA_LINK). It may be in another namespace than they; when it goes, they go.
+// One that has another name now is not told from what was asked for, as long as no other link has the name.
 type Parent struct {
 	NS   string
 	Name string
@@ -123,6 +141,9 @@ func (l *Link) Key() Key { return Key{KindLink, l.NS, l.Name} }
 // Holds implements Object.
 func (l *Link) Holds(actual Object) bool {
 	a, ok := actual.(*Link)
+	if ok && l.Taken {
+		return true
+	}
 	if ok && l.Home != "" {
 		return l.Home == a.Home
 	}
@@ -134,7 +155,7 @@ func (l *Link) Holds(actual Object) bool {
 		l.Port != nil && (a.Port == nil || *l.Port != *a.Port) ||
 		l.Promisc && !a.Promisc ||
 		l.Parent != nil && (a.Parent == nil || *l.Parent != *a.Parent) ||
-		l.Mode != "" && l.Mode != a.Mode ||
+		l.Mode != "" && l.Mode != a.Mode || l.Flag != "" && l.Flag != a.Flag ||
 		l.BCQueueLen != 0 && l.BCQueueLen != a.BCQueueLen || l.VLAN != a.VLAN ||
 		l.VLANFiltering && !a.VLANFiltering ||
 		l.Table != 0 && l.Table != a.Table {
@@ -150,6 +171,9 @@ func (l *Link) Holds(actual Object) bool {
 
 // Replace reports whether actual can't be turned into l in place and has to be deleted first.
 func (l *Link) Replace(actual *Link) bool {
+	if l.Taken {
+		return false
+	}
 	if l.Home != "" || actual.Home != "" {
 		return l.Home != actual.Home
 	}
@@ -185,6 +209,7 @@ func (l *Link) String() string {
 		b.WriteString(fmt.Sprint(" id ", l.VLAN))
 	}
 	word("mode", l.Mode)
+	word("flag", l.Flag)
 	word("bcqueuelen", fmt.Sprint(l.BCQueueLen))
 	word("table", fmt.Sprint(l.Table))
 	if l.Port != nil && l.Port.Hairpin {
@@ -227,6 +252,9 @@ func (l *Link) String() string {
 		if l.Peer.Handoff {
 			b.WriteString(" to be taken")
 		}
+	}
+	if l.Taken {
+		b.WriteString(" taken")
 	}
 	return b.String() + in(l.NS)
 }

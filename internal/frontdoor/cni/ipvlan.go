@@ -26,11 +26,10 @@ func newIpvlan(r *request) (maker, error) {
 		return nil, err
 	}
 	v := &ipvlan{upper: upper{upperConf: c.upperConf}, mode: c.Mode, hasIPAM: ipamType(r) != "", prev: r.prev}
-	switch v.mode {
-	case "":
+	if v.mode == "" {
 		v.mode = "l2"
-	case "l2", "l3", "l3s":
-	default:
+	}
+	if !slices.Contains(kernel.Modes[kernel.Ipvlan], v.mode) {
 		return nil, invalid("mode", v.mode, "is no mode of an ipvlan", "l2, l3 or l3s")
 	}
 	if v.Master == "" && r.prev != nil && r.verb == verbAdd {

@@ -2,6 +2,7 @@ package cni
 
 import (
 	"context"
+	"slices"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -33,11 +34,10 @@ func newMacvlan(r *request) (maker, error) {
 		return nil, r.argsErr
 	}
 	m := &macvlan{upper: upper{upperConf: c.upperConf}, mode: c.Mode, mac: r.askedMAC(c.MAC), bcQueueLen: c.BCQueueLen}
-	switch m.mode {
-	case "":
+	if m.mode == "" {
 		m.mode = "bridge"
-	case "bridge", "private", "vepa", passthru:
-	default:
+	}
+	if !slices.Contains(kernel.Modes[kernel.Macvlan], m.mode) {
 		return nil, invalid("mode", m.mode, "is no mode of a macvlan", "bridge, private, vepa or passthru")
 	}
 	var err error

@@ -106,8 +106,8 @@ func (k *Kernel) addForeign(s *space, o kernel.Object) error {
 	return nil
 }
 
-// Move moves a link to another namespace under a name as somebody does by hand. It reports whether there was such a link,
-// and such a namespace.
+// Move moves a link to another namespace under a name as somebody does by hand, or renames it in its own. It reports
+// whether there was such a link, and such a namespace.
 func (k *Kernel) Move(ns, link, to, name string) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,7 +115,19 @@ func (k *Kernel) Move(ns, link, to, name string) bool {
 		return false
 	}
 	k.undo = nil
-	k.move(k.spaces[ns].links[link], to, name)
+	l := k.spaces[ns].links[link]
+	if ns != to {
+		k.move(l, to, name)
+		return true
+	}
+	k.setDown(l)
+	delete(k.spaces[ns].links, link)
+	for _, port := range k.spaces[ns].links {
+		if port.master == link {
+			port.master = name
+		}
+	}
+	l.name, k.spaces[ns].links[name] = name, l
 	return true
 }
 

@@ -28,6 +28,7 @@ type link struct {
 	vlans    map[int]kernel.VLANRange // nil for what is neither bridge nor port
 	parent   *link                    // what it was made on, see parent.go
 	mode     string
+	flag     string
 	vlan     int
 	// bcQueueLen is a macvlan's.
 	bcQueueLen uint32
@@ -76,7 +77,7 @@ func (l *link) foreign(wanted *kernel.Link) bool {
 // object gives the link as a listing does. With bare it leaves out what the kernel chose by itself.
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
-		Group: l.group, Promisc: l.promisc, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
+		Group: l.group, Promisc: l.promisc, Mode: l.mode, Flag: l.flag, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
 		VLANFiltering: l.filter, Table: l.vrfTable}
 	if l.parent != nil {
 		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
@@ -106,6 +107,8 @@ func (k *Kernel) putLink(s *space, o *kernel.Link, update bool) error {
 	}
 	l := s.links[o.Name]
 	switch {
+	case o.Taken:
+		return nil
 	case l == nil && update:
 		return kernel.ErrAbsent
 	case l == nil && o.Home != "":

@@ -128,6 +128,9 @@ func sorted(m map[kernel.Key]kernel.Object) []kernel.Object {
 func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 	switch o := o.(type) {
 	case *kernel.Link:
+		if o.Taken {
+			return o
+		}
 		if l := s.links[o.Name]; l != nil && !l.foreign(o) {
 			return k.listed(l, o)
 		}

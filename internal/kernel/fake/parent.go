@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -28,15 +29,13 @@ func (k *Kernel) children(l *link) []*link {
 
 // checkStack holds what is asked of a link on a parent to what its type has.
 func checkStack(o *kernel.Link) error {
-	modes := map[kernel.LinkType]map[string]bool{
-		kernel.Macvlan: {"": true, "bridge": true, "private": true, "vepa": true, "passthru": true},
-		kernel.Ipvlan:  {"": true, "l2": true, "l3": true, "l3s": true},
-	}[o.Type]
 	switch {
 	case stacked(o.Type) != (o.Parent != nil):
 		return fmt.Errorf("a link of type %s with the parent %v", o.Type, o.Parent)
-	case o.Mode != "" && !modes[o.Mode]:
+	case o.Mode != "" && !slices.Contains(kernel.Modes[o.Type], o.Mode):
 		return fmt.Errorf("mode %q is none of type %s", o.Mode, o.Type)
+	case o.Flag != "" && (o.Type != kernel.Ipvlan || !slices.Contains(kernel.IpvlanFlags, o.Flag)):
+		return fmt.Errorf("flag %q of a link of type %s", o.Flag, o.Type)
 	case o.BCQueueLen != 0 && o.Type != kernel.Macvlan:
 		return fmt.Errorf("a link of type %s has no queue of broadcasts", o.Type)
 	case o.VLAN != 0 && o.Type != kernel.VLAN || o.VLAN < 0 || o.VLAN > 4094:
@@ -80,7 +79,12 @@ func (k *Kernel) stack(l *link, o *kernel.Link) error {
 	case kernel.Macvlan:
 		l.mode, l.bcQueueLen = "vepa", 1000
 	case kernel.Ipvlan:
-		l.mode, l.mac = "l3", p.mac
+		l.mode, l.flag, l.mac = "l3", "bridge", p.mac
+		for _, c := range k.children(p) {
+			if c.typ == kernel.Ipvlan {
+				l.mode, l.flag = c.mode, c.flag
+			}
+		}
 	case kernel.VLAN:
 		l.mac = p.mac
 	}
@@ -97,10 +101,13 @@ func (k *Kernel) setStack(l *link, o *kernel.Link) error {
 	}
 	if o.Mode != "" {
 		l.mode = o.Mode
-		for _, c := range k.children(l.parent) { // of the same type
-			if l.typ == kernel.Ipvlan {
-				c.mode = o.Mode
-			}
+	}
+	if o.Flag != "" {
+		l.flag = o.Flag
+	}
+	for _, c := range k.children(l.parent) {
+		if l.typ == kernel.Ipvlan && c.typ == kernel.Ipvlan {
+			c.mode, c.flag = l.mode, l.flag
 		}
 	}
 	if o.BCQueueLen != 0 {
@@ -116,7 +123,10 @@ func (k *Kernel) parentAs(l *link, asked *kernel.Parent) *kernel.Parent {
 	}
 	if asked != nil && k.spaces[asked.NS] != nil {
 		p := k.spaces[asked.NS].links[asked.Name]
-		if p != nil && (p == l.parent || p.typ == l.typ && p.parent == l.parent && l.typ != kernel.VLAN) {
+		if p == nil { // had it gone, the link would have gone with it: it has another name now
+			return asked
+		}
+		if p == l.parent || p.typ == l.typ && p.parent == l.parent && l.typ != kernel.VLAN {
 			return asked
 		}
 	}

@@ -32,7 +32,7 @@ type Hands interface {
 	// Remove removes an object that exists: a link, address, route, rule, neighbour, FDB entry, qdisc, table, chain or
 	// element is deleted, a link that is up (LinkUp) is set down.
 	Remove(t testing.TB, o kernel.Object)
-	// Move moves a link of the machine's to another namespace and gives it a name there.
+	// Move moves a link of the machine's to another namespace, "" for its own, down, and gives it a name there.
 	Move(t testing.TB, link, to, name string)
 	// AddForeign makes a Link (bridge or veth) without an alias, a LinkUp, Addr, Route, Rule or Neigh that is not ours.
 	AddForeign(t testing.TB, o kernel.Object)

@@ -14,7 +14,7 @@ func on(typ kernel.LinkType, ns, name string, parent *kernel.Link) *kernel.Link 
 	case kernel.Macvlan:
 		l.Mode, l.MAC, l.MTU = "bridge", "02:00:00:00:0e:01", 1400
 	case kernel.Ipvlan:
-		l.Mode = "l2"
+		l.Mode, l.Flag = "l2", "bridge"
 	case kernel.VLAN:
 		l.VLAN = 7
 	}
@@ -54,7 +54,7 @@ func parentLifecycles() []lifecycle {
 		{name: "macvlan", needs: needs, object: macvlan, byHand: true, prepare: needing(kernel.Macvlan),
 			changed: with(macvlan, func(l *kernel.Link) { l.Mode, l.MTU, l.MAC, l.BCQueueLen = "private", 1300, "02:00:00:00:0e:02", 77 })},
 		{name: "ipvlan", needs: needs, object: ipvlan, byHand: true, prepare: needing(kernel.Ipvlan),
-			changed: with(ipvlan, func(l *kernel.Link) { l.Mode, l.Alias = "l3", alias+"2" })},
+			changed: with(ipvlan, func(l *kernel.Link) { l.Mode, l.Flag, l.Alias = "l3", "private", alias+"2" })},
 		{name: "vlan", needs: needs, object: vlan, byHand: true, prepare: needing(kernel.VLAN),
 			changed: with(vlan, func(l *kernel.Link) { l.MTU, l.Alias = 1300, alias+"2" })},
 	}
@@ -175,6 +175,52 @@ func testVLANUp(s *suite) {
 	s.holds(l, zero)
 }
 
+// testTaken: a link that somebody else has moved away is left alone, and goes where it came back.
+func testTaken(s *suite) {
+	ns := s.h.AddNamespace(s)
+	b := bridge("sn-a")
+	l := on(kernel.Macvlan, "", "sc-a", b)
+	taken := with(l, func(o *kernel.Link) { o.Taken, o.MTU = true, 1300 })
+	s.make(b)
+	s.ok(s.create(taken), "create what is taken")
+	s.absent(&kernel.Link{Name: "sc-a", Type: kernel.Macvlan})
+	s.holds(taken)
+	s.make(l)
+	s.holds(taken)
+	s.h.Move(s, "sc-a", ns, "eth7")
+	s.absent(l)
+	s.holds(taken)
+	s.settle([]kernel.Object{b, taken}, nil)
+	s.absent(l)
+	s.ok(s.update(l, taken), "update what is taken")
+	s.ok(s.delete(taken), "delete what is elsewhere")
+	s.holds(&kernel.Link{NS: ns, Name: "eth7", Type: kernel.Macvlan, MTU: 1400})
+	other := &kernel.Link{Name: "sc-a", Type: kernel.Bridge}
+	s.h.AddForeign(s, other)
+	s.ok(s.delete(taken), "delete where another has the name")
+	s.holds(other)
+	s.h.Remove(s, other)
+	s.h.RemoveNamespace(s, ns)
+	s.make(with(l, func(o *kernel.Link) { o.MAC = "02:00:00:00:0e:02" }))
+	s.ok(s.delete(taken), "delete what came back")
+	s.absent(l)
+}
+
+// testRenamedParent: a link on a parent that got another name holds, until another link has that name.
+func testRenamedParent(s *suite) {
+	ns := s.h.AddNamespace(s)
+	b := bridge("sn-a")
+	l := on(kernel.Macvlan, ns, "eth0", b)
+	s.make(b, l)
+	s.h.Move(s, "sn-a", "", "sn-b")
+	s.holds(l)
+	s.is(s.create(with(l, func(o *kernel.Link) { o.Name, o.MAC = "eth1", "02:00:00:00:0e:02" })), kernel.ErrAbsent, "create on a parent of another name now")
+	s.h.AddForeign(s, &kernel.Link{Name: "sn-a", Type: kernel.Bridge})
+	if got := s.get(l); got == nil || l.Holds(got) {
+		s.Fatalf("%s: on another parent it is listed as %v", l, got)
+	}
+}
+
 func testParentModes(s *suite) {
 	for typ, modes := range map[kernel.LinkType][]string{kernel.Macvlan: {"private", "vepa", "bridge"}, kernel.Ipvlan: {"l2", "l3", "l3s"}} {
 		ns := s.h.AddNamespace(s)
@@ -275,6 +321,8 @@ func parentCases() []testCase {
 	all := []testCase{
 		{"macvlan under a taken name", onNameTaken},
 		{"vlan up", testVLANUp},
+		{"link that is taken", testTaken},
+		{"parent that is renamed", testRenamedParent},
 		{"modes of links on a parent", testParentModes},
 		{"default link", testDefaultLink},
 		{"marked links of other namespaces", testMarkInNamespaces},

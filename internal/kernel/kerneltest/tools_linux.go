@@ -215,6 +215,10 @@ func ruleArgs(verb string, r *kernel.Rule) []string {
 func (h *Tools) Move(t testing.TB, link, to, name string) {
 	t.Helper()
 	h.run(t, "", "ip", "link", "set", "dev", link, "down")
+	if to == "" {
+		h.run(t, "", "ip", "link", "set", "dev", link, "name", name)
+		return
+	}
 	h.run(t, "", "ip", "link", "set", "dev", link, "netns", filepath.Base(to), "name", name)
 }
 

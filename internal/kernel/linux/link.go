@@ -33,7 +33,7 @@ type linkInfo struct {
 	table        int // of a VRF
 	master, peer int
 	netnsid      int32 // the namespace that peer is in, sameNetns for the link's own
-	mode         string
+	mode, flag   string
 	vlan         int
 	bcQueueLen   uint32
 	port         *kernel.Port
@@ -193,6 +193,10 @@ func (s *session) listLinks(sp *space, want []kernel.Object, f *found) error {
 		name := ""
 		switch o := o.(type) {
 		case *kernel.Link:
+			if o.Taken {
+				f.add(o)
+				continue
+			}
 			if name = o.Name; name == "" {
 				if err := s.everyLink(sp, f); err != nil {
 					return err
@@ -242,7 +246,7 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 		want = &kernel.Link{}
 	}
 	out := &kernel.Link{NS: sp.path, Name: l.name, Type: kernel.LinkType(l.kind), MTU: l.mtu, MAC: l.mac, Alias: l.alias, Port: l.port,
-		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
+		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, Flag: l.flag, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
 		VLANFiltering: l.filtering, Table: l.table}
 	var err error
 	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
@@ -284,6 +288,9 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 
 func (s *session) applyLink(sp *space, c kernel.Change) error {
 	want := c.New.(*kernel.Link)
+	if want.Taken {
+		return nil
+	}
 	if c.Op == kernel.Update {
 		return s.updateLink(sp, want)
 	}
@@ -515,7 +522,7 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 	if err := shape(m, mtu, mac); err != nil {
 		return err
 	}
-	if want.Mode != "" && want.Mode != have.Mode || want.BCQueueLen != 0 && want.BCQueueLen != have.BCQueueLen ||
+	if want.Mode != "" && want.Mode != have.Mode || want.Flag != "" && want.Flag != have.Flag || want.BCQueueLen != 0 && want.BCQueueLen != have.BCQueueLen ||
 		want.VLANFiltering && !have.VLANFiltering {
 		m.nested(unix.IFLA_LINKINFO, func() {
 			m.str(unix.IFLA_INFO_KIND, string(want.Type))

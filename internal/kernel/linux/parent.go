@@ -15,12 +15,15 @@ const (
 	macvlanMode       = 1
 	macvlanBCQueueLen = 7
 	ipvlanMode        = 1
+	ipvlanFlags       = 2
 	vlanID            = 1
 	netnsaNSID        = 1
 	netnsaFD          = 3
 )
 
 var macvlanModes = map[string]uint32{"private": 1, "vepa": 2, "bridge": 4, "passthru": 8}
+
+var ipvlanFlagBits = map[string]uint16{"bridge": 0, "private": 1, "vepa": 2}
 
 var ipvlanModes = map[string]uint16{"l2": 0, "l3": 1, "l3s": 2}
 
@@ -29,7 +32,7 @@ const sameNetns = -1
 
 // infoData puts what a link of its type is told beside its parent into IFLA_INFO_DATA.
 func infoData(m *msg, l *kernel.Link) error {
-	if l.Type != kernel.VLAN && l.Type != kernel.VRF && l.Mode == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
+	if l.Type != kernel.VLAN && l.Type != kernel.VRF && l.Mode == "" && l.Flag == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
 		return nil
 	}
 	var err error
@@ -53,6 +56,11 @@ func infoData(m *msg, l *kernel.Link) error {
 				m.attr(ipvlanMode, native.AppendUint16(nil, mode))
 			} else if l.Mode != "" {
 				err = fmt.Errorf("mode %q: is no mode of an ipvlan; want l2, l3 or l3s", l.Mode)
+			}
+			if flag, ok := ipvlanFlagBits[l.Flag]; ok {
+				m.attr(ipvlanFlags, native.AppendUint16(nil, flag))
+			} else if l.Flag != "" {
+				err = fmt.Errorf("flag %q: is no flag of an ipvlan; want bridge, private or vepa", l.Flag)
 			}
 		case kernel.VLAN:
 			m.attr(vlanID, native.AppendUint16(nil, uint16(l.VLAN)))
@@ -84,6 +92,11 @@ func (l *linkInfo) parseData(b []byte) {
 		for name, v := range ipvlanModes {
 			if d := attrOf(b, ipvlanMode); len(d) >= 2 && v == native.Uint16(d) {
 				l.mode = name
+			}
+		}
+		for name, v := range ipvlanFlagBits {
+			if d := attrOf(b, ipvlanFlags); len(d) >= 2 && v == native.Uint16(d) {
+				l.flag = name
 			}
 		}
 	case kernel.VLAN:
@@ -134,7 +147,7 @@ func (s *session) isParent(sp *space, l *linkInfo, want *kernel.Parent) (bool, e
 	}
 	p, err := far.link(want.Name)
 	if gone(err) {
-		return false, nil
+		return true, nil // had it gone, the link would have gone with it: it has another name now
 	}
 	if err != nil {
 		return false, err
