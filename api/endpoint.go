@@ -53,6 +53,9 @@ type Sandbox struct {
 	// into a namespace and to give addresses and routes there; Netns is empty. Docker works this way. The daemon keeps the
 	// machine's end alone.
 	Handoff bool `json:"handoff,omitempty"`
+	// Taken says that an interface with no end on the machine was made for Handoff, and is the caller's from then on.
+	// Filled in by the daemon.
+	Taken bool `json:"taken,omitempty"`
 	// PID, where set, ties the endpoint to a process: it is detached when the process ends. PIDStart is the
 	// process's start time (proc_pid_stat(5), field 22), filled in by the daemon, against reuse of the number.
 	PID      int    `json:"pid,omitempty"`

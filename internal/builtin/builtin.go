@@ -6,18 +6,26 @@ import (
 	"github.com/seine-net/seine/internal/addon/portmap"
 	"github.com/seine-net/seine/internal/driver"
 	"github.com/seine-net/seine/internal/driver/bridge"
+	"github.com/seine-net/seine/internal/driver/dummy"
 	"github.com/seine-net/seine/internal/driver/host"
+	"github.com/seine-net/seine/internal/driver/ipvlan"
+	"github.com/seine-net/seine/internal/driver/macvlan"
 	"github.com/seine-net/seine/internal/driver/null"
 	"github.com/seine-net/seine/internal/driver/ptp"
+	"github.com/seine-net/seine/internal/driver/vlan"
 )
 
 // Drivers gives every driver under the name that a network asks for it by.
 func Drivers() map[string]driver.Driver {
 	return map[string]driver.Driver{
-		"bridge": bridge.New(),
-		"host":   host.New(),
-		"null":   null.New(),
-		"ptp":    ptp.New(),
+		"bridge":  bridge.New(),
+		"dummy":   dummy.New(),
+		"host":    host.New(),
+		"ipvlan":  ipvlan.New(),
+		"macvlan": macvlan.New(),
+		"null":    null.New(),
+		"ptp":     ptp.New(),
+		"vlan":    vlan.New(),
 	}
 }
 

@@ -39,10 +39,66 @@ type Uses struct {
 	Sandbox bool
 	// Handoff: an interface can be left to the caller to move.
 	Handoff bool
-	// Ports can be published.
-	Ports bool
+	// Ports can be published. NoPorts says why they can't be, and what is done instead; "" for nothing to say.
+	Ports   bool
+	NoPorts string
+	// Router: a subnet's gateway is a router that is not the machine. There is none unless somebody names it.
+	Router bool
 	// Options are the keys of Network.Options that the driver knows, with what they mean.
 	Options map[string]string
+}
+
+// Completer is a driver that knows more about its networks than Uses says.
+type Completer interface {
+	// Complete checks a network before anything is touched, and writes the driver's defaults into it: the other methods
+	// read them there. What is complete stays as it is. The network's Options are its own, and not nil.
+	Complete(n *api.Network, env Env) error
+}
+
+// Env is what a network is completed in.
+type Env struct {
+	Facts kernel.Facts
+	// Others are all other networks.
+	Others []api.Network
+	// New says that the network is about to be made; it is changed otherwise.
+	New bool
+}
+
+// Parented is a driver whose networks hang on links of the machine that need not be ours.
+type Parented interface {
+	// Parents names them, the one that interfaces are made on first; none for a network that hangs on none.
+	Parents(api.Network) []string
+}
+
+// Limited is a driver whose networks don't take all that an endpoint can ask for.
+type Limited interface {
+	Limits(api.Network) Limits
+}
+
+// Limits says what the endpoints of a network can't have, and why.
+type Limits struct {
+	// One, where it is not "", says why the network takes one endpoint on this machine.
+	One string
+	// NoMAC, where it is not "", says why interfaces have no hardware address of their own.
+	NoMAC string
+}
+
+// Present is a driver with networks on which the machine's own addresses are not the gateways.
+type Present interface {
+	// OwnAddrs gives them; none where the machine is not on the network.
+	OwnAddrs(api.Network) []netip.Addr
+}
+
+// OwnAddrs gives the machine's own addresses on a network: containers find the name server there.
+func OwnAddrs(d Driver, n api.Network) []netip.Addr {
+	if p, ok := d.(Present); ok {
+		return p.OwnAddrs(n)
+	}
+	var out []netip.Addr
+	for _, s := range n.Subnets {
+		out = append(out, s.Gateway)
+	}
+	return out
 }
 
 // NetworkOwner and EndpointOwner name the owners in the desired set.
@@ -93,6 +149,15 @@ func MAC(a netip.Addr) string {
 
 // Elements gives the elements of the nftables table that tell it about a network.
 func Elements(n api.Network) []kernel.Object {
+	var own []netip.Addr
+	for _, s := range n.Subnets {
+		own = append(own, s.Gateway)
+	}
+	return elements(n, own)
+}
+
+// elements is Elements with the machine's own addresses on the network.
+func elements(n api.Network, own []netip.Addr) []kernel.Object {
 	owner := NetworkOwner(n.Name)
 	g := fmt.Sprint(ruleset.Group(n.Name))
 	add := func(s *kernel.Set, item string) kernel.Object { return ruleset.Element(s, item, "", owner) }
@@ -108,7 +173,9 @@ func Elements(n api.Network) []kernel.Object {
 		if n.MasqueradeOn() {
 			out = append(out, add(ruleset.ByFamily(a, ruleset.Masq4, ruleset.Masq6), s.Prefix.String()))
 		}
-		out = append(out, add(ruleset.ByFamily(a, ruleset.DNS4, ruleset.DNS6), s.Gateway.String()))
+	}
+	for _, a := range own {
+		out = append(out, add(ruleset.ByFamily(a, ruleset.DNS4, ruleset.DNS6), a.String()))
 	}
 	return out
 }
@@ -140,22 +207,56 @@ func IPv6(ns, link string) []kernel.Object {
 	}
 }
 
-// DefaultRoutes gives the sandbox its way out by the network's gateways. The metric is the endpoint's index, so that
-// the lowest one is used and the next takes over when it goes. Internal networks have none.
+// Addresses gives the endpoint's addresses in the sandbox, with the lengths of the subnets.
+func Addresses(n api.Network, e api.Endpoint) []kernel.Object {
+	var out []kernel.Object
+	for _, s := range n.Subnets {
+		if a := e.Address(s.Prefix.Addr().Is4()); a.IsValid() {
+			out = append(out, &kernel.Addr{NS: e.Sandbox.Netns, Link: e.Sandbox.Interface, Prefix: netip.PrefixFrom(a, s.Prefix.Bits())})
+		}
+	}
+	return out
+}
+
+// DefaultRoutes gives the sandbox its way out by the network's gateways, where it has them. The metric is the endpoint's
+// index, so that the lowest one is used and the next takes over when it goes. Internal networks have none.
 func DefaultRoutes(n api.Network, e api.Endpoint) []kernel.Object {
+	with := n
+	with.Subnets = nil
+	for _, s := range n.Subnets {
+		if s.Gateway.IsValid() {
+			with.Subnets = append(with.Subnets, s)
+		}
+	}
+	return defaultRoutes(with, e, func(s api.Subnet) netip.Addr { return s.Gateway })
+}
+
+// defaultRoutes is DefaultRoutes with a gateway of its own for each subnet; the zero Addr for none.
+func defaultRoutes(n api.Network, e api.Endpoint, via func(api.Subnet) netip.Addr) []kernel.Object {
 	if n.Internal {
 		return nil
 	}
 	var out []kernel.Object
 	for _, s := range n.Subnets {
-		r := &kernel.Route{NS: e.Sandbox.Netns, Via: s.Gateway, Link: e.Sandbox.Interface, Metric: e.Index}
+		r := &kernel.Route{NS: e.Sandbox.Netns, Via: via(s), Link: e.Sandbox.Interface, Metric: e.Index}
 		if s.Prefix.Addr().Is4() {
 			r.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		} else {
 			r.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
-			r.Metric += 1024
 		}
+		if !r.Via.IsValid() && r.Dst.Addr().Is4() {
+			r.Scope = kernel.ScopeLink
+		}
+		r.Metric += firstMetric(r.Dst.Addr())
 		out = append(out, r)
 	}
 	return out
+}
+
+// firstMetric is the lowest metric that can be asked for in a's family and read back.
+func firstMetric(a netip.Addr) int {
+	if a.Is4() {
+		return 0
+	}
+	return 1024
 }

@@ -52,8 +52,7 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 	for _, s := range n.Subnets {
 		if a := ep.Address(s.Prefix.Addr().Is4()); a.IsValid() {
 			st.Prefixes = append(st.Prefixes, netip.PrefixFrom(a, s.Prefix.Bits()))
-			st.DNS = append(st.DNS, s.Gateway)
-			if !n.Internal {
+			if !n.Internal && s.Gateway.IsValid() {
 				st.Gateways = append(st.Gateways, s.Gateway)
 			}
 		}
@@ -62,6 +61,15 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 		st.MTU = n.MTU
 		if d := e.Drivers[n.Driver]; d != nil {
 			_, st.HostInterface = d.Interfaces(n, ep)
+			st.DNS = driver.OwnAddrs(d, n)
+		}
+		if f := e.Facts(); st.MTU == 0 { // that of what the interface is on
+			for _, p := range e.parents(n) {
+				if l := f.Link(p); l != nil {
+					st.MTU = l.MTU
+					break
+				}
+			}
 		}
 	}
 	keys := e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))
@@ -113,11 +121,36 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 	if old != nil {
 		e.releaseOld(*old, ep)
 	}
+	if ep, err = e.handOver(ep); err != nil {
+		return ep, err
+	}
 	e.announce(ep)
 	if old == nil || old.Sandbox != ep.Sandbox {
 		e.watchSandbox(ep)
 	}
 	return e.endpointStatus(ep), nil
+}
+
+// handOver notes that an interface which has no end on the machine was made for the caller to take: from then on it is
+// no longer looked for. A caller that is not told so, as the daemon ended before, finds it made when it asks again.
+func (e *Engine) handOver(ep api.Endpoint) (api.Endpoint, error) {
+	n, _ := e.Store.Network(ep.Network)
+	if !ep.Sandbox.Handoff || ep.Sandbox.Taken || e.Drivers[n.Driver] == nil {
+		return ep, nil
+	}
+	if _, end := e.Drivers[n.Driver].Interfaces(n, ep); end != "" {
+		return ep, nil
+	}
+	ep.Sandbox.Taken = true
+	c := state.Change{PutEndpoints: []api.Endpoint{ep}}
+	e.mu.Lock()
+	_, err := e.Store.Commit(&c)
+	e.mu.Unlock()
+	if err == nil {
+		ep = c.PutEndpoints[0]
+		_, err = e.setEndpoint(ep)
+	}
+	return ep, refusedOrNil(api.EndpointNoun(ep.Network, ep.Name), err)
 }
 
 // checkSandbox checks what can be known about the sandbox before anything is touched.
@@ -157,7 +190,7 @@ func (e *Engine) storeEndpoint(ep api.Endpoint, match uint64) (old *api.Endpoint
 	if !ok {
 		return nil, ep, false, api.Errorf(api.NotFound, noun, "network %q does not exist", ep.Network)
 	}
-	ep.Status, ep.Revision, ep.Created = nil, 0, ""
+	ep.Status, ep.Revision, ep.Created, ep.Sandbox.Taken = nil, 0, "", false
 	if exists {
 		old = &was
 		keep(&ep, was)
@@ -232,10 +265,18 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 		return api.FieldError(noun, "addresses", ep.Addresses, fmt.Sprintf("have no meaning for driver %q", n.Driver), "none, and no MAC")
 	}
 	if len(ep.Ports) > 0 && !uses.Ports {
-		return api.FieldError(noun, "ports", ep.Ports[0], fmt.Sprintf("can't be published with driver %q", n.Driver), "none")
+		msg := fmt.Sprintf("can't be published with driver %q", n.Driver)
+		if uses.NoPorts != "" {
+			msg += ": " + uses.NoPorts
+		}
+		return api.FieldError(noun, "ports", ep.Ports[0], msg, "none")
 	}
 	if len(ep.Ports) > 0 && n.Internal {
 		return api.FieldError(noun, "ports", ep.Ports[0], "can't be published on an internal network", "none, or a network that is not internal")
+	}
+	limits, err := e.checkLimits(noun, n, *ep)
+	if err != nil {
+		return err
 	}
 	if err := e.placeEndpoint(noun, uses, ep, old); err != nil {
 		return err
@@ -244,7 +285,7 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 		if err := e.reserve(noun, n, ep, old); err != nil {
 			return err
 		}
-		if ep.MAC == "" && len(ep.Addresses) > 0 {
+		if ep.MAC == "" && len(ep.Addresses) > 0 && limits.NoMAC == "" {
 			ep.MAC = driver.MAC(ep.Addresses[0])
 		}
 	}
@@ -253,6 +294,27 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 		return err
 	}
 	return nil
+}
+
+// checkLimits refuses what the endpoints of a network can't have; e.mu is held.
+func (e *Engine) checkLimits(noun string, n api.Network, ep api.Endpoint) (driver.Limits, error) {
+	d, ok := e.Drivers[n.Driver].(driver.Limited)
+	if !ok {
+		return driver.Limits{}, nil
+	}
+	l := d.Limits(n)
+	if l.NoMAC != "" && ep.MAC != "" {
+		return l, api.FieldError(noun, "mac", ep.MAC, "can't be had: "+l.NoMAC, "none")
+	}
+	if l.One == "" {
+		return l, nil
+	}
+	for _, o := range e.Store.Endpoints() {
+		if o.Network == n.Name && o.Name != ep.Name {
+			return l, api.Errorf(api.Conflict, noun, "network %q has endpoint %q: %s", n.Name, o.Name, l.One)
+		}
+	}
+	return l, nil
 }
 
 // placeEndpoint gives the endpoint its index and interface name among those of its sandbox.

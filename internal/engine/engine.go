@@ -227,6 +227,11 @@ func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
 	e.facts = f
 	e.mu.Unlock()
 	err := e.setMachine()
+	for _, n := range e.Store.Networks() {
+		if moved(e.parents(n), old, f) {
+			err = errors.Join(err, e.renew(n))
+		}
+	}
 	if old.BridgeFilter4 != f.BridgeFilter4 || old.BridgeFilter6 != f.BridgeFilter6 {
 		for _, ep := range e.Store.Endpoints() {
 			if len(ep.Ports) > 0 {
@@ -240,15 +245,38 @@ func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
 	return err
 }
 
+// moved reports whether one of the links came, went, or changed from down to up.
+func moved(links []string, old, now kernel.Facts) bool {
+	return slices.ContainsFunc(links, func(name string) bool {
+		a, b := old.Link(name), now.Link(name)
+		return (a == nil) != (b == nil) || a != nil && (a.Index != b.Index || a.Up != b.Up || a.Ours != b.Ours)
+	})
+}
+
+// renew has a network and its endpoints looked at in the kernel: what was made on a link goes with it.
+func (e *Engine) renew(n api.Network) error {
+	keys, err := e.setNetwork(n)
+	keys = append(keys, e.Want.Keys(driver.NetworkOwner(n.Name))...)
+	for _, ep := range e.Store.Endpoints() {
+		if ep.Network == n.Name {
+			keys = append(keys, e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))...)
+		}
+	}
+	if len(keys) > 0 {
+		e.Loop.Touch(keys...)
+	}
+	return err
+}
+
 // setMachine computes what the machine as a whole needs and hands it to the reconciler without waiting. Forwarding is not
-// needed while there is no network with subnets, and nothing at all before the first one and after a reset.
+// needed while there is no network that the machine is on, and nothing at all before the first one and after a reset.
 func (e *Engine) setMachine() error {
 	f := e.Facts()
 	var out []kernel.Object
 	var names []string
 	for _, n := range e.Store.Networks() {
-		if len(n.Subnets) > 0 {
-			names = append(names, e.via(n))
+		if via := e.via(n); len(n.Subnets) > 0 && via != "" {
+			names = append(names, via)
 		}
 	}
 	var fixed []netip.Addr

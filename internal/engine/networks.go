@@ -35,11 +35,19 @@ func (e *Engine) Networks(context.Context) ([]api.Network, error) {
 }
 
 func (e *Engine) networkStatus(n api.Network, counts map[string]int) api.Network {
-	n.Status = &api.NetworkStatus{Endpoints: counts[n.Name]}
+	n.Status = &api.NetworkStatus{Endpoints: counts[n.Name], Error: driver.Trouble(e.parents(n), e.Facts())}
 	if err := e.Loop.Cause(e.Want.Keys(driver.NetworkOwner(n.Name))); err != nil {
 		n.Status.Error = err.Error()
 	}
 	return n
+}
+
+// parents names the links of the machine that a network hangs on, and that need not be ours.
+func (e *Engine) parents(n api.Network) []string {
+	if p, ok := e.Drivers[n.Driver].(driver.Parented); ok {
+		return p.Parents(n)
+	}
+	return nil
 }
 
 // PutNetwork makes a network, or changes what can be changed of one while it is used: icc, masquerade, internal,
@@ -125,9 +133,7 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 	if n.Masquerade == nil {
 		n.Masquerade = was.Masquerade
 	}
-	if n.Options == nil {
-		n.Options = was.Options
-	}
+	n.Options = merged(was.Options, n.Options)
 	if n.Labels == nil {
 		n.Labels = was.Labels
 	}
@@ -137,11 +143,13 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 	if len(n.Subnets) == 0 {
 		n.Subnets = was.Subnets
 	}
-	for i := range n.Subnets {
-		s := &n.Subnets[i]
-		if !s.Gateway.IsValid() {
-			s.Gateway = api.FirstHost(s.Prefix)
-		}
+	n.Subnets = slices.Clone(n.Subnets)
+	e.gateways(n)
+	if err := e.checkUse(noun, *n); err != nil {
+		return err
+	}
+	if err := e.complete(n, false); err != nil {
+		return err
 	}
 	fixed := []struct {
 		field    string
@@ -155,7 +163,54 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 			return err
 		}
 	}
-	return e.checkUse(noun, *n)
+	return nil
+}
+
+// merged gives was with what more has; nil where that is nothing.
+func merged(was, more map[string]string) map[string]string {
+	if len(was)+len(more) == 0 {
+		return nil
+	}
+	out := maps.Clone(was)
+	if out == nil {
+		out = map[string]string{}
+	}
+	maps.Copy(out, more)
+	return out
+}
+
+// gateways gives subnets the gateways that they were not given: the machine's own addresses, where the network's gateway
+// is the machine.
+func (e *Engine) gateways(n *api.Network) {
+	if e.Drivers[n.Driver] == nil || e.Drivers[n.Driver].Uses().Router {
+		return
+	}
+	for i := range n.Subnets {
+		if s := &n.Subnets[i]; !s.Gateway.IsValid() {
+			s.Gateway = api.FirstHost(s.Prefix)
+		}
+	}
+}
+
+// complete has the driver check a network and write its defaults into it; e.mu is held.
+func (e *Engine) complete(n *api.Network, isNew bool) error {
+	d, ok := e.Drivers[n.Driver].(driver.Completer)
+	if !ok {
+		return nil
+	}
+	all := e.Store.Networks()
+	env := driver.Env{Facts: e.facts, New: isNew, Others: slices.DeleteFunc(all, func(o api.Network) bool { return o.Name == n.Name })}
+	options := maps.Clone(n.Options)
+	if n.Options = options; options == nil {
+		n.Options = map[string]string{}
+	}
+	if err := d.Complete(n, env); err != nil {
+		return err
+	}
+	if len(n.Options) == 0 {
+		n.Options = nil
+	}
+	return nil
 }
 
 // shape is the part of a network's subnets that endpoints hang on.
@@ -200,15 +255,16 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 			n.Family = api.IPv4
 		}
 	}
-	if n.MTU == 0 {
+	parents := e.parents(*n)
+	if n.MTU == 0 && len(parents) == 0 {
 		n.MTU = e.facts.PathMTU()
 	}
-	if n.Subnet6() != nil && n.MTU < 1280 {
+	if n.Subnet6() != nil && n.MTU < 1280 && n.MTU != 0 {
 		n.MTU = 1280
 	}
 	n.Subnets = slices.Clone(n.Subnets)
 	for i, s := range n.Subnets {
-		if with, what := e.overlap(s.Prefix); what != "" {
+		if with, what := e.overlap(s.Prefix, len(parents) > 0); what != "" {
 			err := api.FieldError(noun, fmt.Sprintf("subnets[%d].prefix", i), s.Prefix, fmt.Sprintf("overlaps %s of %s", with, what),
 				"a range that nothing else uses, or none to have one chosen")
 			err.Code = api.Conflict
@@ -220,18 +276,14 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 		if !wanted || v4 && n.Subnet4() != nil || !v4 && n.Subnet6() != nil {
 			continue
 		}
-		p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool { _, what := e.overlap(p); return what == "" })
+		p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool { _, what := e.overlap(p, false); return what == "" })
 		if !ok {
 			return api.Errorf(api.Exhausted, noun, "no range of the default pools is free; name a subnet, or give the daemon more pools")
 		}
 		n.Subnets = append(n.Subnets, api.Subnet{Prefix: p})
 	}
-	for i := range n.Subnets {
-		if s := &n.Subnets[i]; !s.Gateway.IsValid() {
-			s.Gateway = api.FirstHost(s.Prefix)
-		}
-	}
-	return nil
+	e.gateways(n)
+	return e.complete(n, true)
 }
 
 // checkUse refuses what the driver would ignore.
@@ -268,8 +320,9 @@ func (e *Engine) checkUse(noun string, n api.Network) error {
 	return nil
 }
 
-// overlap says what else uses addresses of p; e.mu is held.
-func (e *Engine) overlap(p netip.Prefix) (netip.Prefix, string) {
+// overlap says what else uses addresses of p; e.mu is held. A network on a wire has the addresses that the machine has
+// routes for.
+func (e *Engine) overlap(p netip.Prefix, onWire bool) (netip.Prefix, string) {
 	for _, o := range e.Store.Networks() {
 		for _, s := range o.Subnets {
 			if s.Prefix.Overlaps(p) {
@@ -277,7 +330,7 @@ func (e *Engine) overlap(p netip.Prefix) (netip.Prefix, string) {
 			}
 		}
 	}
-	if r, ok := e.facts.Overlapping(p); ok {
+	if r, ok := e.facts.Overlapping(p); ok && !onWire {
 		return r, "the machine's routes"
 	}
 	return netip.Prefix{}, ""
@@ -289,7 +342,7 @@ func (e *Engine) FreeSubnet(v4 bool, skip func(netip.Prefix) bool) (netip.Prefix
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool {
-		_, what := e.overlap(p)
+		_, what := e.overlap(p, false)
 		return what == "" && !skip(p)
 	})
 	if !ok {

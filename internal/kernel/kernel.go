@@ -182,5 +182,8 @@ const HostPrefix = "sn-"
 // PortPrefix begins the name of the machine's end of every veth that is a port of a bridge of ours.
 const PortPrefix = "sv-"
 
+// ParentPrefix begins the name of the link that stands for the wire of a network that is on none.
+const ParentPrefix = "sd-"
+
 // HandoffPrefix begins the name of the other end where somebody else moves it into its sandbox.
 const HandoffPrefix = "sc-"

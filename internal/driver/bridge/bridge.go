@@ -84,10 +84,6 @@ func (d Driver) Objects(n api.Network, e api.Endpoint, f kernel.Facts) ([]kernel
 		return out, nil
 	}
 	out = append(out, driver.Inside(n, e)...)
-	for _, s := range n.Subnets {
-		if a := e.Address(s.Prefix.Addr().Is4()); a.IsValid() {
-			out = append(out, &kernel.Addr{NS: e.Sandbox.Netns, Link: e.Sandbox.Interface, Prefix: netip.PrefixFrom(a, s.Prefix.Bits())})
-		}
-	}
+	out = append(out, driver.Addresses(n, e)...)
 	return append(out, driver.DefaultRoutes(n, e)...), nil
 }

@@ -6,10 +6,12 @@ package drivertest
 import (
 	"context"
 	"flag"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -57,10 +59,12 @@ func Cases(uses driver.Uses, name string) []Case {
 		make("internal", both, addrs, func(c *Case) { c.Network.Internal = true }),
 		make("no-icc", both, addrs, func(c *Case) { c.Network.ICC, c.Network.Masquerade = &no, &no }),
 		make("second-interface", both, addrs, func(c *Case) { c.Endpoint.Index, c.Endpoint.Sandbox.Interface = 1, "eth1" }),
-		make("ports-with-bridge-netfilter", both, addrs, func(c *Case) {
+	}
+	if uses.Ports {
+		cases = append(cases, make("ports-with-bridge-netfilter", both, addrs, func(c *Case) {
 			c.Endpoint.Ports = []api.Port{{HostPort: 8080, ContainerPort: 80}}
 			c.Facts.BridgeFilter4, c.Facts.BridgeFilter6 = true, true
-		}),
+		}))
 	}
 	if uses.Handoff {
 		cases = append(cases, make("handoff", both, addrs, func(c *Case) {
@@ -70,19 +74,92 @@ func Cases(uses driver.Uses, name string) []Case {
 	return cases
 }
 
+// machine is what the cases' machine has beside what they ask for: a link to a wire, and one that carries a VLAN.
+func machine(c *Case, k *fake.Kernel) {
+	for _, name := range []string{"eth0", "eth1"} {
+		c.Facts.Links = append(c.Facts.Links, kernel.LinkFact{Name: name, MTU: 1500, Up: true})
+		k.AddForeign(&kernel.Link{Name: name, Type: kernel.Bridge})
+		k.AddForeign(&kernel.LinkUp{Link: name})
+	}
+}
+
+// Variant is a case that a driver has beside those that every driver has: a network of both families, changed. One
+// without a Name changes every case.
+type Variant struct {
+	Name   string
+	Change func(*Case)
+}
+
+// With gives a network options; pairs are keys and values.
+func With(pairs ...string) func(*Case) {
+	return func(c *Case) {
+		c.Network.Options = maps.Clone(c.Network.Options)
+		if c.Network.Options == nil {
+			c.Network.Options = map[string]string{}
+		}
+		for i := 0; i < len(pairs); i += 2 {
+			c.Network.Options[pairs[i]] = pairs[i+1]
+		}
+	}
+}
+
+// NoGateways takes the gateways out of a network.
+func NoGateways(c *Case) {
+	c.Network.Subnets = slices.Clone(c.Network.Subnets)
+	for i := range c.Network.Subnets {
+		c.Network.Subnets[i].Gateway = netip.Addr{}
+	}
+}
+
 // Run is the test of a driver.
-func Run(t *testing.T, name string, d driver.Driver) {
-	for _, c := range Cases(d.Uses(), name) {
+func Run(t *testing.T, name string, d driver.Driver, variants ...Variant) {
+	cases := Cases(d.Uses(), name)
+	for _, v := range variants {
+		if v.Name == "" {
+			for i := range cases {
+				v.Change(&cases[i])
+			}
+			continue
+		}
+		i := slices.IndexFunc(cases, func(c Case) bool { return c.Name == "dual" })
+		c := cases[i]
+		c.Name = v.Name
+		v.Change(&c)
+		cases = append(cases, c)
+	}
+	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
+			k := fake.New()
+			machine(&c, k)
+			if d, ok := d.(driver.Completer); ok {
+				complete(t, d, &c)
+			}
 			network, endpoint := objects(t, d, c)
 			again, endpoint2 := objects(t, d, c)
 			if !reflect.DeepEqual(network, again) || !reflect.DeepEqual(endpoint, endpoint2) {
 				t.Error("the same arguments gave other objects: the driver is not pure")
 			}
 			checkKeys(t, append(append([]kernel.Object(nil), network...), endpoint...))
-			roundTrip(t, c, network, endpoint)
+			roundTrip(t, k, c, network, endpoint)
 			golden(t, c.Name, network, endpoint)
 		})
+	}
+}
+
+// complete completes the network as the engine does, and wants what is complete to stay as it is.
+func complete(t *testing.T, d driver.Completer, c *Case) {
+	t.Helper()
+	c.Network.Options = maps.Clone(c.Network.Options)
+	if c.Network.Options == nil {
+		c.Network.Options = map[string]string{}
+	}
+	if err := d.Complete(&c.Network, driver.Env{Facts: c.Facts, New: true}); err != nil {
+		t.Fatal(err)
+	}
+	again := c.Network
+	again.Options = maps.Clone(again.Options)
+	if err := d.Complete(&again, driver.Env{Facts: c.Facts}); err != nil || !reflect.DeepEqual(again, c.Network) {
+		t.Errorf("%v: completed again %+v is %+v", err, c.Network, again)
 	}
 }
 
@@ -113,9 +190,8 @@ func checkKeys(t *testing.T, all []kernel.Object) {
 }
 
 // roundTrip makes everything on a kernel and takes it away again.
-func roundTrip(t *testing.T, c Case, network, endpoint []kernel.Object) {
+func roundTrip(t *testing.T, k *fake.Kernel, c Case, network, endpoint []kernel.Object) {
 	ctx := context.Background()
-	k := fake.New()
 	k.AddNamespace(c.Endpoint.Sandbox.Netns)
 	if err := reconcile.Apply(ctx, k, []kernel.Object{ruleset.Table(5380, false)}, nil); err != nil {
 		t.Fatal(err)
