@@ -99,7 +99,11 @@ type EndpointStatus struct {
 	Gateways []netip.Addr   `json:"gateways,omitempty"`
 	// DNS are the addresses at which the endpoint finds the name server.
 	DNS []netip.Addr `json:"dns,omitempty"`
-	MTU int          `json:"mtu,omitempty"`
+	// Search and DNSOptions are what the network's options dns.search and dns.options ask for in the container's
+	// resolv.conf(5); a Search of "." alone stands for none.
+	Search     []string `json:"search,omitempty"`
+	DNSOptions []string `json:"dnsOptions,omitempty"`
+	MTU        int      `json:"mtu,omitempty"`
 }
 
 // ContainerName is the container's name with its runtime, or the endpoint's own.

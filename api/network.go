@@ -43,7 +43,8 @@ type Network struct {
 	MTU int `json:"mtu,omitempty"`
 	// Interface is the name of the bridge on the machine. Default: "sn-" and the network's name, or a hash of it.
 	Interface string `json:"interface,omitempty"`
-	// Options are the driver's own.
+	// Options are the driver's own. A network with subnets has besides: "dns.search", domains for the search list of its
+	// containers' resolvers, separated by commas ("." for none), and "dns.options", options of resolv.conf(5) likewise.
 	Options map[string]string `json:"options,omitempty"`
 	// Status is what the daemon saw last; it is ignored in a PUT.
 	Status *NetworkStatus `json:"status,omitempty"`

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/signal"
 	"slices"
@@ -39,6 +40,8 @@ type run struct {
 	networks []string
 	quiet    bool
 	args     []string
+
+	dns []netip.Addr // the machine's fixed addresses of the name server
 
 	host bool   // --network host
 	join string // the container of --network container:NAME
@@ -205,6 +208,9 @@ func (r *run) start(ctx context.Context) (*sandbox.Sandbox, []api.Endpoint, erro
 			if err == nil {
 				joined, err = sandboxOf(all, r.join)
 			}
+			if err == nil {
+				err = r.askNode(ctx, d)
+			}
 			return err
 		})
 		if err != nil {
@@ -217,7 +223,7 @@ func (r *run) start(ctx context.Context) (*sandbox.Sandbox, []api.Endpoint, erro
 			return nil, nil, err
 		}
 		// A daemon that is not there is found out before namespaces are made, and before their folder is.
-		err = r.ask(ctx, "asking the daemon", func(ctx context.Context, d *client.Client) error { _, err := d.Node(ctx); return err })
+		err = r.ask(ctx, "asking the daemon", r.askNode)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -230,6 +236,12 @@ func (r *run) start(ctx context.Context) (*sandbox.Sandbox, []api.Endpoint, erro
 		return nil, nil, api.Errorf(api.Conflict, fmt.Sprintf("container %q", r.name), "%w; choose another --name", sandbox.ErrTaken)
 	}
 	return box, joined, err
+}
+
+func (r *run) askNode(ctx context.Context, d *client.Client) error {
+	n, err := d.Node(ctx)
+	r.dns = n.DNS
+	return err
 }
 
 // attach attaches the sandbox to each of the networks.
@@ -266,7 +278,7 @@ func (r *run) goAhead(box *sandbox.Sandbox, endpoints []api.Endpoint) error {
 		if setup.Hostname == "" {
 			setup.Hostname = hostnameOf(name)
 		}
-		setup.Files = files(setup.Hostname, name, endpoints)
+		setup.Files = files(setup.Hostname, name, resolvConf(machineResolvConf(), r.dns, endpoints), endpoints)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -18,19 +18,53 @@ import (
 )
 
 func TestResolvConf(t *testing.T) {
-	ep := func(dns ...string) api.Endpoint {
-		st := &api.EndpointStatus{}
-		for _, s := range dns {
-			st.DNS = append(st.DNS, netip.MustParseAddr(s))
+	addrs := func(texts ...string) (out []netip.Addr) {
+		for _, s := range texts {
+			out = append(out, netip.MustParseAddr(s))
 		}
-		return api.Endpoint{Status: st}
+		return out
 	}
-	got := resolvConf([]api.Endpoint{ep("10.1.0.1", "fd00::1"), {}, ep("10.1.0.1", "10.2.0.1", "fd00:2::1")})
-	if want := "# by seine run\nnameserver 10.1.0.1\nnameserver fd00::1\nnameserver 10.2.0.1\n"; got != want {
-		t.Errorf("%s", got)
+	// A network whose gateway is the machine, an internal one, and one whose gateway is somebody else's.
+	open := func(dns ...string) api.Endpoint {
+		return api.Endpoint{Status: &api.EndpointStatus{DNS: addrs(dns...), Gateways: addrs(dns...)}}
 	}
-	if got := resolvConf(nil); got != "# by seine run\n" {
-		t.Errorf("%s", got)
+	closed := func(dns ...string) api.Endpoint {
+		return api.Endpoint{Status: &api.EndpointStatus{DNS: addrs(dns...)}}
+	}
+	with := func(e api.Endpoint, search, options string) api.Endpoint {
+		e.Status.Search, e.Status.DNSOptions = strings.Fields(search), strings.Fields(options)
+		return e
+	}
+	lan := api.Endpoint{Status: &api.EndpointStatus{Gateways: addrs("192.0.2.1")}}
+	fixed := addrs("169.254.255.53", "fd5c::53")
+	const machine = "domain one.test\nnameserver 192.0.2.9\nsearch a.test b.test\noptions rotate\n"
+	for _, c := range []struct {
+		name  string
+		eps   []api.Endpoint
+		fixed []netip.Addr
+		want  string
+	}{
+		{"nowhere", nil, fixed, ""},
+		{"host network", []api.Endpoint{{}}, fixed, ""},
+		{"one network", []api.Endpoint{open("10.1.0.1", "fd00::1")}, fixed,
+			"nameserver 169.254.255.53\nnameserver 10.1.0.1\nnameserver fd00::1\nsearch a.test b.test\noptions ndots:0\n"},
+		{"IPv6 alone", []api.Endpoint{open("fd00::1")}, fixed, "nameserver fd5c::53\nnameserver fd00::1\nsearch a.test b.test\noptions ndots:0\n"},
+		{"no fixed address", []api.Endpoint{open("10.1.0.1", "fd00::1"), {}, open("10.1.0.1", "10.2.0.1", "fd00:2::1")}, nil,
+			"nameserver 10.1.0.1\nnameserver fd00::1\nnameserver 10.2.0.1\nsearch a.test b.test\noptions ndots:0\n"},
+		{"an internal network", []api.Endpoint{closed("10.1.0.1")}, fixed, "nameserver 10.1.0.1\noptions ndots:0\n"},
+		{"internal first", []api.Endpoint{closed("10.1.0.1"), open("10.2.0.1")}, fixed,
+			"nameserver 169.254.255.53\nnameserver 10.1.0.1\nnameserver 10.2.0.1\nsearch a.test b.test\noptions ndots:0\n"},
+		{"the default route leads elsewhere", []api.Endpoint{lan, open("10.2.0.1")}, fixed, "nameserver 10.2.0.1\nsearch a.test b.test\noptions ndots:0\n"},
+		{"networks that ask", []api.Endpoint{with(open("10.1.0.1"), "x.test y.test", "ndots:2"), with(open("10.2.0.1"), "y.test z.test", "timeout:1")}, nil,
+			"nameserver 10.1.0.1\nnameserver 10.2.0.1\nsearch x.test y.test z.test\noptions ndots:2 timeout:1\n"},
+		{"a network that wants none", []api.Endpoint{with(open("10.1.0.1"), ".", "")}, nil, "nameserver 10.1.0.1\noptions ndots:0\n"},
+	} {
+		if got := resolvConf(machine, c.fixed, c.eps); got != "# by seine run\n"+c.want {
+			t.Errorf("%s:\n%s", c.name, got)
+		}
+	}
+	if got := machineSearch("search a\ndomain b\nsearch\n#search c\n"); len(got) != 1 || got[0] != "b" {
+		t.Errorf("the machine's list is %v", got)
 	}
 }
 

@@ -21,34 +21,85 @@ const (
 func hostnameOf(name string) string { return name[:min(len(name), maxHostname)] }
 
 // files gives the files of name resolution inside a sandbox.
-func files(hostname, name string, endpoints []api.Endpoint) map[string]string {
-	out := map[string]string{"/etc/resolv.conf": resolvConf(endpoints), "/etc/hosts": hosts(hostname, name, endpoints)}
+func files(hostname, name, resolv string, endpoints []api.Endpoint) map[string]string {
+	out := map[string]string{"/etc/resolv.conf": resolv, "/etc/hosts": hosts(hostname, name, endpoints)}
 	if _, err := os.Stat("/etc/hostname"); err == nil { // not every system has it
 		out["/etc/hostname"] = hostname + "\n"
 	}
 	return out
 }
 
-// resolvConf names the name servers of the endpoints. There is no search list: the name server knows the short names,
-// and a search list would send every one that it does not know abroad.
-func resolvConf(endpoints []api.Endpoint) string {
+// machineResolvConf gives the machine's own resolv.conf(5); "" where it can't be read.
+func machineResolvConf() string {
+	b, _ := os.ReadFile("/etc/resolv.conf")
+	return string(b)
+}
+
+// resolvConf is the resolv.conf(5) of a sandbox. It names the fixed address of the name server first, where the default
+// route leads to it: that one goes on working when the sandbox leaves the network that its gateway is of.
+//
+// The search list is what the networks ask for, or else the machine's, so that short names of the machine's own domain
+// work as they do there. Names are looked for as they are before it is used (ndots:0): the name server knows the short
+// names, and those are not to be told abroad first. A sandbox that has no way out has no use for the machine's list.
+func resolvConf(machine string, fixed []netip.Addr, endpoints []api.Endpoint) string {
 	var servers []netip.Addr
+	var search, options []string
+	routed := false
 	for _, e := range endpoints {
 		if e.Status == nil {
 			continue
 		}
-		for _, a := range e.Status.DNS {
-			if !slices.Contains(servers, a) && len(servers) < maxNameServers {
-				servers = append(servers, a)
+		if gws := e.Status.Gateways; !routed && len(gws) > 0 {
+			routed = true
+			if i := slices.IndexFunc(fixed, func(a netip.Addr) bool { return a.Is4() == gws[0].Is4() }); i >= 0 && slices.Contains(e.Status.DNS, gws[0]) {
+				servers = append([]netip.Addr{fixed[i]}, servers...)
 			}
 		}
+		servers = append(servers, e.Status.DNS...)
+		search, options = append(search, e.Status.Search...), append(options, e.Status.DNSOptions...)
 	}
+	if len(search) == 0 && routed {
+		search = machineSearch(machine)
+	}
+	search = slices.DeleteFunc(search, func(s string) bool { return s == "." })
 	var b strings.Builder
 	b.WriteString("# by seine run\n")
-	for _, a := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", a)
+	for i, a := range unique(servers) {
+		if i < maxNameServers {
+			fmt.Fprintf(&b, "nameserver %s\n", a)
+		}
+	}
+	if len(search) > 0 {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(unique(search), " "))
+	}
+	if len(servers) > 0 && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+		options = append(options, "ndots:0")
+	}
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(unique(options), " "))
 	}
 	return b.String()
+}
+
+// machineSearch gives the search list of a resolv.conf(5): of the lines "search" and "domain" the last one counts.
+func machineSearch(text string) (search []string) {
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) > 1 && (f[0] == "search" || f[0] == "domain") {
+			search = f[1:]
+		}
+	}
+	return search
+}
+
+// unique keeps the first of equal ones.
+func unique[T comparable](all []T) []T {
+	var out []T
+	for _, x := range all {
+		if !slices.Contains(out, x) {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // hosts names the sandbox itself: the name server would too, but programs expect it to work without one.

@@ -59,6 +59,7 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 	}
 	if len(st.Prefixes) > 0 {
 		st.MTU = n.MTU
+		st.Search, st.DNSOptions = resolverOptions(n)
 		if d := e.Drivers[n.Driver]; d != nil {
 			_, st.HostInterface = d.Interfaces(n, ep)
 			st.DNS = driver.OwnAddrs(d, n)

@@ -293,7 +293,15 @@ func (e *Engine) checkUse(noun string, n api.Network) error {
 		return api.FieldError(noun, "driver", n.Driver, "is not known", strings.Join(slices.Sorted(mapKeys(e.Drivers)), ", "))
 	}
 	uses := d.Uses()
+	if uses.Subnets {
+		if err := checkResolver(noun, n); err != nil {
+			return err
+		}
+	}
 	for k := range n.Options {
+		if uses.Subnets && isDNSOption(k) {
+			continue
+		}
 		if _, ok := uses.Options[k]; !ok {
 			want := "no options"
 			if len(uses.Options) > 0 {

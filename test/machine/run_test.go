@@ -104,8 +104,11 @@ h
 %s[0-9]+ h c
 %s[0-9a-f]+ h c
 # by seine run
+nameserver 169\.254\.255\.53
 nameserver %s
 nameserver %s
+(search .*
+)?options ndots:0
 `, strings.TrimSuffix(n.Subnet4().Prefix.Addr().String(), "0"), n.Subnet6().Prefix.Addr(), n.Subnet4().Gateway, n.Subnet6().Gateway))
 	if errs.String() != "to stderr\n" {
 		t.Errorf("standard error: %q", errs.String())

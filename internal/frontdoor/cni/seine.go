@@ -158,6 +158,12 @@ func (d *delegation) result(e *api.Endpoint) *Result {
 	for _, a := range st.DNS {
 		res.DNS.Nameservers = append(res.DNS.Nameservers, a.String())
 	}
+	if len(st.DNS) > 0 {
+		res.DNS.Options = st.DNSOptions
+		if !slices.Equal(st.Search, []string{"."}) {
+			res.DNS.Search = st.Search
+		}
+	}
 	if !d.r.conf.DNS.empty() {
 		res.DNS = d.r.conf.DNS
 	}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,32 @@ import (
 	httpdoor "github.com/seine-net/seine/internal/frontdoor/http"
 	"github.com/seine-net/seine/internal/frontdoor/http/fakeengine"
 )
+
+// TestSeineSearch: what a network asks for in its containers' resolv.conf is in the result.
+func TestSeineSearch(t *testing.T) {
+	s := newServed(t)
+	for name, c := range map[string]struct{ search, want string }{
+		"a": {"a.test,b.test", `"search": ["a.test", "b.test"], "options": ["ndots:2"]`},
+		"b": {".", `"options": ["ndots:2"]`},
+	} {
+		if _, err := s.engine.PutNetwork(t.Context(), api.Network{Name: name, Options: map[string]string{"dns.search": c.search, "dns.options": "ndots:2"}}, 0); err != nil {
+			t.Fatal(err)
+		}
+		var got, want struct{ DNS DNS }
+		if err := json.Unmarshal([]byte(s.fine("ADD", with(seine1, "network", name), "CNI_IFNAME="+name)), &got); err != nil {
+			t.Fatal(err)
+		}
+		_ = json.Unmarshal([]byte(`{"dns": {`+c.want+`}}`), &want)
+		if want.DNS.Nameservers = got.DNS.Nameservers; len(got.DNS.Nameservers) == 0 || !reflect.DeepEqual(got, want) {
+			t.Errorf("result has %+v, want %+v", got.DNS, want.DNS)
+		}
+	}
+	own := with(seine1, "network", "a")
+	own = strings.Replace(own, "{", `{"dns": {"nameservers": ["192.0.2.1"]}, `, 1)
+	if out := s.fine("ADD", own, "CNI_IFNAME=c"); strings.Contains(out, "a.test") {
+		t.Errorf("the configuration's own dns is not the result's: %s", out)
+	}
+}
 
 // served is a node with the daemon's real door on a socket and an engine in memory behind it.
 type served struct {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/seine-net/seine/api"
@@ -218,6 +219,9 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 		st.Prefixes = append(st.Prefixes, netip.PrefixFrom(a, s.Prefix.Bits()))
 		st.Gateways = append(st.Gateways, s.Gateway)
 		st.DNS = append(st.DNS, s.Gateway)
+		if search := n.Options["dns.search"]; search != "" {
+			st.Search, st.DNSOptions = strings.Split(search, ","), strings.Split(n.Options["dns.options"], ",")
+		}
 	}
 	e.revision++
 	ep.Revision, ep.Created, ep.Status = e.revision, "2026-01-02T03:04:05Z", st
