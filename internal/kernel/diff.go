@@ -35,7 +35,39 @@ func Diff(want, actual []Object) []Change {
 	}
 	SortChanges(add)
 	SortChanges(del)
-	return append(del, add...)
+	del, late := tunnelsLast(del, add)
+	return append(append(del, add...), late...)
+}
+
+// tunnelsLast takes the deletions of tunnels, and of what hangs on them, out of del. One that is made anew stays: its name
+// is needed.
+func tunnelsLast(del, add []Change) (early, late []Change) {
+	going := map[[2]string]bool{}
+	for _, c := range del {
+		if l, ok := c.Old.(*Link); ok && (l.Type == VXLAN || l.Type == WG) {
+			going[[2]string{l.NS, l.Name}] = true
+		}
+	}
+	if len(going) == 0 {
+		return del, nil
+	}
+	for _, c := range add {
+		if l, ok := c.New.(*Link); ok {
+			delete(going, [2]string{l.NS, l.Name})
+		}
+	}
+	for _, c := range del {
+		ns, name := HangsOn(c.Old)
+		if l, ok := c.Old.(*Link); ok {
+			ns, name = l.NS, l.Name
+		}
+		if going[[2]string{ns, name}] {
+			late = append(late, c)
+		} else {
+			early = append(early, c)
+		}
+	}
+	return early, late
 }
 
 func mustReplace(want, actual Object) bool {

@@ -58,6 +58,9 @@ func network() []kernel.Object {
 		&kernel.Link{Name: "sn-a", Type: kernel.Veth, Master: "sn-z", Peer: &kernel.Peer{NS: "/a", Name: "eth0"}},
 		&kernel.PortVLANs{Link: "sn-a", VLANs: []kernel.VLANRange{{First: 7, Last: 7, PVID: true, Untagged: true}}},
 		&kernel.Attrs{NS: "/a", Link: "eth0", MTU: 1400},
+		&kernel.Feature{Link: "sn-a", Name: "tx-checksum-ip-generic"},
+		&kernel.WireGuard{Link: "sx-w", Port: 51820},
+		&kernel.WGPeer{Link: "sx-w"},
 		&kernel.Sysctl{Name: "net/ipv4/conf/sn-a/forwarding", Value: "1"},
 		&kernel.Qdisc{Link: "sn-a", Type: "clsact"},
 		&kernel.Redirect{Link: "sn-a", To: "sn-i"},
@@ -66,6 +69,7 @@ func network() []kernel.Object {
 		&kernel.LinkUp{Link: "sn-a"},
 		&kernel.LinkUp{Link: "sn-z"},
 		&kernel.Rule{Priority: 1, Table: 100},
+		&kernel.Nexthop{ID: 1, Link: "sn-a"},
 		&kernel.Route{NS: "/a", Dst: prefix("10.7.0.1/32"), Link: "eth0", Scope: kernel.ScopeLink},
 		&kernel.Route{NS: "/a", Dst: prefix("0.0.0.0/0"), Via: addr("10.7.0.1"), Link: "eth0"},
 		&kernel.Neigh{Link: "sn-z", Addr: addr("10.1.0.2"), MAC: "02:00:00:00:00:02"},
@@ -99,6 +103,29 @@ func TestOrder(t *testing.T) {
 				t.Fatalf("seed %d: %s comes before %s", seed, half[i-1], half[i])
 			}
 		}
+	}
+}
+
+// TestTunnelsLast: what packets take at present goes after what they are to take has come.
+func TestTunnelsLast(t *testing.T) {
+	tunnel := func(name string) []kernel.Object {
+		return []kernel.Object{&kernel.Link{Name: name, Type: kernel.VXLAN, Tunnel: &kernel.Tunnel{VNI: 1, Port: 1}}, &kernel.LinkUp{Link: name},
+			&kernel.Neigh{Link: name, Addr: addr("fe80::1"), MAC: "02:00:00:00:00:01"}}
+	}
+	bridge := &kernel.Link{Name: "sn-old", Type: kernel.Bridge}
+	old, now := &kernel.Nexthop{ID: 1, Link: "sx-a"}, &kernel.Nexthop{ID: 1, Link: "sx-b"}
+	var got []string
+	for _, c := range kernel.Diff(append(tunnel("sx-b"), now), append(tunnel("sx-a"), old, bridge)) {
+		got = append(got, c.Op.String()+" "+c.Key().String())
+	}
+	want := []string{"- link sn-old", "+ link sx-b", "+ up sx-b", "~ nexthop 1", "+ neigh sx-b fe80::1", "- neigh sx-a fe80::1", "- up sx-a", "- link sx-a"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	other := tunnel("sx-a")
+	other[0] = &kernel.Link{Name: "sx-a", Type: kernel.VXLAN, Tunnel: &kernel.Tunnel{VNI: 2, Port: 1}}
+	if diff := kernel.Diff(other, tunnel("sx-a")); len(diff) != 2 || diff[0].Op != kernel.Delete || diff[1].Op != kernel.Create {
+		t.Errorf("one that is made anew: %v", diff)
 	}
 }
 

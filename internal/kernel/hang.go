@@ -17,6 +17,14 @@ func HangsOn(o Object) (ns, link string) {
 		return o.NS, o.Link
 	case *Route:
 		return o.NS, o.Link
+	case *Nexthop:
+		return o.NS, o.Link
+	case *Feature:
+		return o.NS, o.Link
+	case *WireGuard:
+		return o.NS, o.Link
+	case *WGPeer:
+		return o.NS, o.Link
 	case *Neigh:
 		return o.NS, o.Link
 	case *FDB:

@@ -68,6 +68,9 @@ type Route struct {
 	Scope  RouteScope
 	// OnLink takes the gateway as reachable on Link whatever its address is.
 	OnLink bool
+	// Nexthop is the number of a nexthop object that stands for Via, Link and OnLink, which are not to be set then (a
+	// listing tells what they are at present); 0 for none. The route goes with it.
+	Nexthop uint32
 	// Type is "" for unicast, else "local", "blackhole", "unreachable" or "prohibit".
 	Type string
 	// MTU of the path in bytes; 0 for none.
@@ -99,7 +102,7 @@ func (r *Route) Key() Key {
 // Holds implements Object.
 func (r *Route) Holds(actual Object) bool {
 	a, ok := actual.(*Route)
-	return ok && a.Via == r.Via && a.Link == r.Link && a.Type == r.Type && (!r.Src.IsValid() || a.Src == r.Src) &&
+	return ok && a.Nexthop == r.Nexthop && (r.Nexthop != 0 || a.Via == r.Via && a.Link == r.Link) && a.Type == r.Type && (!r.Src.IsValid() || a.Src == r.Src) &&
 		(r.MTU == 0 || r.MTU == a.MTU) && (r.AdvMSS == 0 || r.AdvMSS == a.AdvMSS) && (r.Dst.Addr().Is6() || r.Scope == a.Scope)
 }
 
@@ -118,10 +121,13 @@ func (r *Route) String() string {
 	} else {
 		b.WriteString(r.Dst.String())
 	}
-	if r.Via.IsValid() {
+	switch {
+	case r.Nexthop != 0:
+		fmt.Fprintf(&b, " nhid %d", r.Nexthop)
+	case r.Via.IsValid():
 		b.WriteString(" via " + r.Via.String())
 	}
-	if r.Link != "" {
+	if r.Link != "" && r.Nexthop == 0 {
 		b.WriteString(" dev " + r.Link)
 	}
 	if r.Src.IsValid() {
@@ -190,44 +196,71 @@ type Neigh struct {
 	Link string
 	Addr netip.Addr
 	MAC  string
+	// Proxy has the machine itself answer for the address on the link (ip-neighbour(8), proxy); MAC is "" then. The kernel
+	// does so while it routes the address to another link; for IPv6 if net.ipv6.conf.*.proxy_ndp is on. It tells nobody
+	// when such an entry is deleted.
+	Proxy bool
 }
 
-// Key is the link and the address.
-func (n *Neigh) Key() Key { return Key{KindNeigh, n.NS, n.Link + " " + n.Addr.String()} }
+// Key is the link and the address, and whether it is a proxy's: both may be there.
+func (n *Neigh) Key() Key {
+	name := n.Link + " " + n.Addr.String()
+	if n.Proxy {
+		name += " proxy"
+	}
+	return Key{KindNeigh, n.NS, name}
+}
 
 // Holds implements Object.
 func (n *Neigh) Holds(actual Object) bool { a, ok := actual.(*Neigh); return ok && a.MAC == n.MAC }
 
 // String implements Object.
 func (n *Neigh) String() string {
+	if n.Proxy {
+		return "neigh proxy " + n.Addr.String() + " dev " + n.Link + in(n.NS)
+	}
 	return "neigh " + n.Addr.String() + " lladdr " + n.MAC + " dev " + n.Link + in(n.NS)
 }
 
-// FDB is a permanent forwarding entry: a hardware address is behind a port of a bridge, or behind a remote VTEP.
+// EveryMAC is the address of a VXLAN device's FDB entries for frames to all or many stations: the device sends a copy
+// to the Dst of each.
+const EveryMAC = "00:00:00:00:00:00"
+
+// FDB is a permanent forwarding entry: a hardware address is behind a port of a bridge, or behind a remote VTEP. A port
+// that is a VXLAN device may have one of either sort for one address.
 type FDB struct {
 	NS   string
 	Link string
-	MAC  string
+	// MAC is a unicast address, or EveryMAC.
+	MAC string
 	// Dst is the remote VTEP of a VXLAN device; the zero Addr for a bridge port.
 	Dst netip.Addr
 }
 
-// Key is the link, the hardware address and the remote VTEP (the all-zeros address may have several).
-func (f *FDB) Key() Key { return Key{KindFDB, f.NS, f.Link + " " + f.MAC + " " + f.dst()} }
-
-func (f *FDB) dst() string {
-	if !f.Dst.IsValid() {
-		return "-"
+// Key is the link and the hardware address, and for EveryMAC the remote VTEP, as there may be several.
+func (f *FDB) Key() Key {
+	name := f.Link + " " + f.MAC
+	switch {
+	case !f.Dst.IsValid():
+		name += " -"
+	case f.MAC == EveryMAC:
+		name += " " + f.Dst.String()
+	default:
+		name += " vtep"
 	}
-	return f.Dst.String()
+	return Key{KindFDB, f.NS, name}
 }
 
 // Holds implements Object.
-func (f *FDB) Holds(actual Object) bool { _, ok := actual.(*FDB); return ok }
+func (f *FDB) Holds(actual Object) bool { a, ok := actual.(*FDB); return ok && a.Dst == f.Dst }
 
 // String implements Object.
 func (f *FDB) String() string {
-	return "fdb " + f.MAC + " dev " + f.Link + " dst " + f.dst() + in(f.NS)
+	dst := "-"
+	if f.Dst.IsValid() {
+		dst = f.Dst.String()
+	}
+	return "fdb " + f.MAC + " dev " + f.Link + " dst " + dst + in(f.NS)
 }
 
 // Hold keeps a port of the machine from other programs by binding it: programs that want it get "address already in

@@ -17,28 +17,32 @@ type Kind uint8
 
 // The kinds, in the order in which they are made.
 const (
-	KindTable    Kind = iota + 1 // an nftables table with its sets, maps and chains
-	KindChain                    // one further chain in such a table
-	KindAccept                   // an accept rule in a chain that is somebody else's
-	KindRelic                    // what another program left behind for what is ours to remove
-	KindHold                     // a port of the machine kept from other programs
-	KindLink                     // a network interface, not yet up
-	KindVLANs                    // the VLANs of a bridge's port
-	KindAttrs                    // attributes of a link that somebody else made
-	KindSysctl                   // a value under /proc/sys/net
-	KindQdisc                    // a queueing discipline of a link
-	KindRedirect                 // what enters a link sent out by another
-	KindAddr                     // an address on a link
-	KindLinkUp                   // the up state of a link
-	KindRule                     // a policy routing rule
-	KindRoute                    // a route
-	KindNeigh                    // a neighbour (ARP, NDP) entry
-	KindFDB                      // a forwarding entry of a bridge or VXLAN device
-	KindElement                  // an element of an nftables set or map
+	KindTable     Kind = iota + 1 // an nftables table with its sets, maps and chains
+	KindChain                     // one further chain in such a table
+	KindAccept                    // an accept rule in a chain that is somebody else's
+	KindRelic                     // what another program left behind for what is ours to remove
+	KindHold                      // a port of the machine kept from other programs
+	KindLink                      // a network interface, not yet up
+	KindVLANs                     // the VLANs of a bridge's port
+	KindAttrs                     // attributes of a link that somebody else made
+	KindFeature                   // an offload or other switch of a link
+	KindWireGuard                 // the keys and the port of a WireGuard link
+	KindWGPeer                    // a peer of a WireGuard link
+	KindSysctl                    // a value under /proc/sys/net
+	KindQdisc                     // a queueing discipline of a link
+	KindRedirect                  // what enters a link sent out by another
+	KindAddr                      // an address on a link
+	KindLinkUp                    // the up state of a link
+	KindRule                      // a policy routing rule
+	KindNexthop                   // where routes that refer to it lead
+	KindRoute                     // a route
+	KindNeigh                     // a neighbour (ARP, NDP) entry
+	KindFDB                       // a forwarding entry of a bridge or VXLAN device
+	KindElement                   // an element of an nftables set or map
 )
 
-var kindNames = [...]string{"", "table", "chain", "accept", "relic", "hold", "link", "vlans", "attrs", "sysctl", "qdisc", "redirect", "addr", "up", "rule",
-	"route", "neigh", "fdb", "element"}
+var kindNames = [...]string{"", "table", "chain", "accept", "relic", "hold", "link", "vlans", "attrs", "feature", "wireguard", "wgpeer", "sysctl", "qdisc",
+	"redirect", "addr", "up", "rule", "nexthop", "route", "neigh", "fdb", "element"}
 
 // String gives the word that plans, logs and metrics use for the kind.
 func (k Kind) String() string {

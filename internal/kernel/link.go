@@ -22,6 +22,9 @@ const (
 	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
 	// packets go on where they were.
 	IFB LinkType = "ifb"
+	// VXLAN and WG are the ends of tunnels to other machines, see Tunnel and WireGuard.
+	VXLAN LinkType = "vxlan"
+	WG    LinkType = "wireguard"
 )
 
 // Link is a network interface. Whether it is up is an object of its own (LinkUp), so that sysctls and addresses are in
@@ -75,6 +78,8 @@ type Link struct {
 	// alias is somebody else's. In the machine's namespace the deletion gives the link its name back: the kernel moves
 	// devices that are no software there, as they are, when the namespace that holds them ends.
 	Home string
+	// Tunnel is what a vxlan is made with.
+	Tunnel *Tunnel
 	// Table is the routing table of a VRF (Documentation/networking/vrf.rst), for whose ports it takes the place of the
 	// main one. It can't be changed in place; 0 is not compared.
 	Table int
@@ -133,6 +138,14 @@ type Port struct {
 	Hairpin bool
 	// Isolated keeps the port from talking to other isolated ports (kernel 4.18).
 	Isolated bool
+	// NoLearning has the bridge not learn what is behind the port: only its FDB entries say.
+	NoLearning bool
+	// NoFlood keeps unicast frames to addresses that the bridge does not know from the port; those to all or many
+	// stations still go out.
+	NoFlood bool
+	// Suppress has the bridge answer questions for addresses (ARP, NDP) from its own neighbours, rather than send them
+	// out of the port, where the neighbour's hardware address is behind this port (neigh_suppress, kernel 4.15).
+	Suppress bool
 }
 
 // Key is the link's name.
@@ -147,7 +160,7 @@ func (l *Link) Holds(actual Object) bool {
 	if ok && l.Home != "" {
 		return l.Home == a.Home
 	}
-	if !ok || l.Type != a.Type || l.Master != a.Master || !l.Access.holds(a.Access) ||
+	if !ok || l.Type != a.Type || l.Master != a.Master || !l.Access.holds(a.Access) || !l.Tunnel.same(a.Tunnel) ||
 		l.MTU != 0 && l.MTU != a.MTU ||
 		l.MAC != "" && l.MAC != a.MAC ||
 		l.Group != 0 && l.Group != a.Group ||
@@ -177,7 +190,8 @@ func (l *Link) Replace(actual *Link) bool {
 	if l.Home != "" || actual.Home != "" {
 		return l.Home != actual.Home
 	}
-	if l.Type != actual.Type || l.VLAN != actual.VLAN || l.Table != 0 && l.Table != actual.Table || !l.Access.holds(actual.Access) {
+	if l.Type != actual.Type || l.VLAN != actual.VLAN || l.Table != 0 && l.Table != actual.Table || !l.Access.holds(actual.Access) ||
+		!l.Tunnel.same(actual.Tunnel) {
 		return true
 	}
 	if l.Parent != nil && (actual.Parent == nil || *l.Parent != *actual.Parent) {
@@ -212,11 +226,23 @@ func (l *Link) String() string {
 	word("flag", l.Flag)
 	word("bcqueuelen", fmt.Sprint(l.BCQueueLen))
 	word("table", fmt.Sprint(l.Table))
-	if l.Port != nil && l.Port.Hairpin {
-		b.WriteString(" hairpin on")
+	if t := l.Tunnel; t != nil {
+		fmt.Fprintf(&b, " id %d dstport %d", t.VNI, t.Port)
+		if t.Local.IsValid() {
+			b.WriteString(" local " + t.Local.String())
+		}
+		word("dev", t.Under)
 	}
-	if l.Port != nil && l.Port.Isolated {
-		b.WriteString(" isolated on")
+	if p := l.Port; p != nil {
+		for _, f := range []struct {
+			on   bool
+			text string
+		}{{p.Hairpin, " hairpin on"}, {p.Isolated, " isolated on"}, {p.NoLearning, " learning off"}, {p.NoFlood, " flood off"},
+			{p.Suppress, " neigh_suppress on"}} {
+			if f.on {
+				b.WriteString(f.text)
+			}
+		}
 	}
 	if l.Promisc {
 		b.WriteString(" promisc on")

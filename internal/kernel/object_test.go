@@ -1,6 +1,8 @@
 package kernel_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -36,6 +38,47 @@ func with[T any](o *T, f func(*T)) *T {
 	c := *o
 	f(&c)
 	return &c
+}
+
+var (
+	secret = kernel.NewSecret(kernel.WGKey{0xff, 31: 0xff}, true)
+	wgPeer = &kernel.WGPeer{Link: "w", PublicKey: kernel.WGKey{7}, PresharedKey: secret, Endpoint: netip.MustParseAddrPort("192.0.2.2:9"), Keepalive: 25,
+		AllowedIPs: []netip.Prefix{prefix("10.2.0.0/24"), prefix("fd00:2::/64")}}
+	vxlan = &kernel.Link{Name: "x", Type: kernel.VXLAN, Tunnel: &kernel.Tunnel{VNI: 1, Port: 4789}}
+)
+
+// TestSecret: no way of writing a private key down shows it.
+func TestSecret(t *testing.T) {
+	shown := secret.Reveal()
+	if shown[0] != 0xf8 || shown[31] != 0x7f {
+		t.Errorf("the key is not clamped: %x", shown)
+	}
+	conf := &kernel.WireGuard{Link: "w", PrivateKey: secret}
+	j, err := json.Marshal(struct{ A, B any }{conf, wgPeer})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{string(j), fmt.Sprint(secret), fmt.Sprintf("%v %+v %#v %s", *conf, *conf, *conf, conf), fmt.Sprintf("%+v %#v", *wgPeer, *wgPeer)} {
+		for _, bad := range []string{shown.String(), fmt.Sprintf("%x", shown[:4]), fmt.Sprint(shown[0]) + " ", "0xf8"} {
+			if strings.Contains(s, bad) {
+				t.Errorf("%q shows the key as %q", s, bad)
+			}
+		}
+	}
+	a, b := kernel.NewSecret(kernel.WGKey{8}, true), kernel.NewSecret(kernel.WGKey{16}, true)
+	pa, err := a.Public()
+	pb, err2 := b.Public()
+	if err != nil || err2 != nil || pa == pb || pa == (kernel.WGKey{}) {
+		t.Errorf("public keys: %s %v, %s %v", pa, err, pb, err2)
+	}
+	if back, err := kernel.ParseWGKey(pa.String()); err != nil || back != pa {
+		t.Errorf("%s is read as %s, %v", pa, back, err)
+	}
+	for _, bad := range []string{"", "AAAA", strings.Repeat("x", 44), pa.String() + "AAAA"} {
+		if _, err := kernel.ParseWGKey(bad); err == nil {
+			t.Errorf("%q is taken for a key", bad)
+		}
+	}
 }
 
 func vlans(v ...kernel.VLANRange) *kernel.PortVLANs { return &kernel.PortVLANs{Link: "a", VLANs: v} }
@@ -130,6 +173,21 @@ func TestHolds(t *testing.T) {
 		{"route, type", route, with(route, func(r *kernel.Route) { r.Type = "blackhole" }), false},
 		{"route, scope", route, with(route, func(r *kernel.Route) { r.Scope = kernel.ScopeLink }), false},
 		{"route, IPv6 has no scope", route6, with(route6, func(r *kernel.Route) { r.Scope = kernel.ScopeLink }), true},
+		{"route, nexthop", &kernel.Route{Dst: route.Dst, Nexthop: 7}, &kernel.Route{Dst: route.Dst, Nexthop: 7, Via: route.Via, Link: "eth0"}, true},
+		{"route, another nexthop", &kernel.Route{Dst: route.Dst, Nexthop: 7}, &kernel.Route{Dst: route.Dst, Nexthop: 8}, false},
+		{"route, nexthop not asked", with(route, func(*kernel.Route) {}), with(route, func(r *kernel.Route) { r.Nexthop = 8 }), false},
+		{"nexthop, gateway", &kernel.Nexthop{ID: 7, Via: addr("10.1.0.1"), Link: "a"}, &kernel.Nexthop{ID: 7, Link: "a"}, false},
+		{"nexthop, family", &kernel.Nexthop{ID: 7, Link: "a"}, &kernel.Nexthop{ID: 7, Link: "a", V6: true}, false},
+		{"fdb, VTEP", &kernel.FDB{Link: "a", MAC: "02:00:00:00:00:01", Dst: addr("192.0.2.1")}, &kernel.FDB{Link: "a", MAC: "02:00:00:00:00:01", Dst: addr("192.0.2.2")}, false},
+		{"vxlan", vxlan, with(vxlan, func(*kernel.Link) {}), true},
+		{"vxlan, identifier", vxlan, with(vxlan, func(l *kernel.Link) { l.Tunnel = &kernel.Tunnel{VNI: 2, Port: 4789} }), false},
+		{"feature", &kernel.Feature{On: true}, &kernel.Feature{}, false},
+		{"wireguard, key not asked", &kernel.WireGuard{Port: 1}, &kernel.WireGuard{Port: 1, PrivateKey: secret}, true},
+		{"wireguard, key", &kernel.WireGuard{Port: 1, PrivateKey: secret}, &kernel.WireGuard{Port: 1}, false},
+		{"wireguard peer, endpoint not asked", with(wgPeer, func(p *kernel.WGPeer) { p.Endpoint = netip.AddrPort{} }), wgPeer, true},
+		{"wireguard peer, endpoint", wgPeer, with(wgPeer, func(p *kernel.WGPeer) { p.Endpoint = netip.AddrPort{} }), false},
+		{"wireguard peer, prefixes", wgPeer, with(wgPeer, func(p *kernel.WGPeer) { p.AllowedIPs = p.AllowedIPs[:1] }), false},
+		{"wireguard peer, shared key", wgPeer, with(wgPeer, func(p *kernel.WGPeer) { p.PresharedKey = kernel.Secret{} }), false},
 		{"neighbour", &kernel.Neigh{Link: "a", Addr: addr("fd00::1"), MAC: "02:00:00:00:00:01"},
 			&kernel.Neigh{Link: "a", Addr: addr("fd00::1"), MAC: "02:00:00:00:00:02"}, false},
 		{"element, comment", elem, with(elem, func(e *kernel.Element) { e.Comment = "b" }), true},
@@ -254,6 +312,21 @@ func TestString(t *testing.T) {
 		{&kernel.Neigh{Link: "a", Addr: addr("10.1.0.2"), MAC: "02:00:00:00:00:01"}, "neigh 10.1.0.2 lladdr 02:00:00:00:00:01 dev a",
 			"neigh a 10.1.0.2", "", "a"},
 		{&kernel.FDB{Link: "a", MAC: "02:00:00:00:00:01"}, "fdb 02:00:00:00:00:01 dev a dst -", "fdb a 02:00:00:00:00:01 -", "", "a"},
+		{&kernel.FDB{Link: "x", MAC: "02:00:00:00:00:01", Dst: addr("192.0.2.1")}, "fdb 02:00:00:00:00:01 dev x dst 192.0.2.1",
+			"fdb x 02:00:00:00:00:01 vtep", "", "x"},
+		{&kernel.Neigh{Link: "a", Addr: addr("fd00::2"), Proxy: true}, "neigh proxy fd00::2 dev a", "neigh a fd00::2 proxy", "", "a"},
+		{&kernel.Nexthop{ID: 7, Via: addr("10.1.0.1"), Link: "a", OnLink: true}, "nexthop id 7 via 10.1.0.1 dev a onlink", "nexthop 7", "", "a"},
+		{&kernel.Nexthop{NS: "/a", ID: 7, V6: true, Link: "a"}, "nexthop id 7 dev a (v6) netns /a", "nexthop 7 @/a", "/a", "a"},
+		{&kernel.Route{Dst: prefix("10.9.0.0/24"), Nexthop: 7, Via: addr("10.1.0.1"), Link: "a"}, "route 10.9.0.0/24 nhid 7",
+			"route 254 10.9.0.0/24 metric 0", "", "a"},
+		{&kernel.Feature{Link: "a", Name: "rx-gro"}, "feature rx-gro off dev a", "feature a rx-gro", "", "a"},
+		{&kernel.WireGuard{Link: "w", PrivateKey: secret, Port: 51820, Mark: 5},
+			"wireguard w private-key (hidden) listen-port 51820 fwmark 0x5", "wireguard w", "", "w"},
+		{wgPeer, "wireguard peer BwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA= dev w preshared-key (hidden) endpoint 192.0.2.2:9 persistent-keepalive 25 " +
+			"allowed-ips 10.2.0.0/24,fd00:2::/64", "wgpeer w BwAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "", "w"},
+		{&kernel.Link{Name: "x", Type: kernel.VXLAN, Tunnel: &kernel.Tunnel{VNI: 4096, Port: 4789, Local: addr("192.0.2.1"), Under: "eth0"},
+			Master: "a", Port: &kernel.Port{NoLearning: true, NoFlood: true, Suppress: true}},
+			"link x type vxlan master a id 4096 dstport 4789 local 192.0.2.1 dev eth0 learning off flood off neigh_suppress on", "link x", "", ""},
 		{&kernel.FDB{Link: "x", MAC: "00:00:00:00:00:00", Dst: addr("192.0.2.1")}, "fdb 00:00:00:00:00:00 dev x dst 192.0.2.1",
 			"fdb x 00:00:00:00:00:00 192.0.2.1", "", "x"},
 		{&kernel.Hold{Protocol: "tcp", Addr: addr("::"), Port: 80}, "hold tcp [::]:80", "hold tcp [::]:80", "", ""},
@@ -300,6 +373,8 @@ func TestReplace(t *testing.T) {
 		"passthru":         {macvlan, on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), true},
 		"to passthru":      {on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), macvlan, true},
 		"mode not asked":   {on(macvlan, func(l *kernel.Link) { l.Mode = "" }), on(macvlan, func(l *kernel.Link) { l.Mode = "passthru" }), false},
+		"tunnel":           {vxlan, with(vxlan, func(l *kernel.Link) { l.Tunnel = &kernel.Tunnel{VNI: 1, Port: 8472} }), true},
+		"mtu of a tunnel":  {vxlan, with(vxlan, func(l *kernel.Link) { l.MTU = 9 }), false},
 		"vlan":             {vlan, on(vlan, func(l *kernel.Link) { l.VLAN = 8 }), true},
 		"the same tap":     {tap, tap, false},
 		"mtu of a tap":     {with(tap, func(l *kernel.Link) { l.MTU = 1400 }), tap, false},

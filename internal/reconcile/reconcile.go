@@ -234,10 +234,18 @@ func (r *Reconciler) hanging(changes []kernel.Change) []kernel.Key {
 		}
 	}
 	var keys []kernel.Key
-	for _, o := range r.want.Objects(r.want.Keys("")) {
+	dead := map[kernel.Key]bool{} // nexthops
+	all := r.want.Objects(r.want.Keys(""))
+	for _, o := range all {
 		ns, name := kernel.HangsOn(o)
 		l, isLink := o.(*kernel.Link)
 		if name != "" && gone[[2]string{ns, name}] || isLink && gone[[2]string{l.NS, l.Master}] {
+			keys = append(keys, o.Key())
+			dead[o.Key()] = o.Key().Kind == kernel.KindNexthop
+		}
+	}
+	for _, o := range all {
+		if route, ok := o.(*kernel.Route); ok && route.Nexthop != 0 && dead[(&kernel.Nexthop{NS: route.NS, ID: route.Nexthop}).Key()] {
 			keys = append(keys, o.Key())
 		}
 	}

@@ -3,6 +3,7 @@ package fake
 import (
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/seine-net/seine/internal/kernel"
 )
@@ -105,7 +106,7 @@ func (k *Kernel) setMaster(s *space, l *link, master string) {
 // leaveMaster takes a port out of its bridge or VRF: its flags and forwarding entries are the bridge's.
 func (k *Kernel) leaveMaster(l *link) {
 	l.master, l.port, l.vlans = "", kernel.Port{}, nil
-	clear(l.fdb)
+	maps.DeleteFunc(l.fdb, func(_ kernel.Key, f *kernel.FDB) bool { return !f.Dst.IsValid() }) // what the bridge knew
 	if l.vrf != nil {
 		l.vrf = nil
 		k.cycle(l)

@@ -67,12 +67,21 @@ func (s *space) snapshot(snap Snapshot) {
 		for _, f := range l.fdb {
 			put(true, f)
 		}
+		for _, o := range l.wireguard() {
+			put(true, o)
+		}
+		for name, on := range l.features {
+			put(true, &kernel.Feature{NS: l.ns, Link: l.name, Name: name, On: on})
+		}
 	}
 	for _, r := range s.routes {
 		put(r.ours, r.Route)
 	}
 	for id, r := range s.rules {
 		put(id.ours, r)
+	}
+	for _, n := range s.nexthops {
+		put(n.ours, n.Nexthop)
 	}
 	for name, v := range s.sysctls {
 		put(true, &kernel.Sysctl{NS: s.path, Name: name, Value: v})

@@ -43,12 +43,13 @@ type Kernel struct {
 
 // space is one network namespace.
 type space struct {
-	path    string
-	links   map[string]*link
-	routes  map[kernel.Key]*route
-	rules   map[ruleID]*kernel.Rule
-	sysctls map[string]string
-	tables  map[string]*table // by the name in their key
+	path     string
+	links    map[string]*link
+	routes   map[kernel.Key]*route
+	rules    map[ruleID]*kernel.Rule
+	nexthops map[uint32]*nexthop
+	sysctls  map[string]string
+	tables   map[string]*table // by the name in their key
 }
 
 type socket struct {
@@ -65,7 +66,8 @@ func New() *Kernel {
 
 func (k *Kernel) addSpace(path string) {
 	s := &space{path: path, links: map[string]*link{}, routes: map[kernel.Key]*route{}, rules: map[ruleID]*kernel.Rule{},
-		sysctls: map[string]string{}, tables: map[string]*table{}}
+		nexthops: map[uint32]*nexthop{},
+		sysctls:  map[string]string{}, tables: map[string]*table{}}
 	s.links["lo"] = newLink(path, "lo", kernel.Loopback)
 	s.links["lo"].mtu, s.links["lo"].mac = 65536, "00:00:00:00:00:00"
 	k.spaces[path] = s
@@ -264,6 +266,7 @@ func (k *Kernel) change(c kernel.Change) error {
 		if s == nil {
 			return nil
 		}
+		defer k.loseCarriers()
 		return k.delete(s, c.Old, false)
 	case kernel.Create, kernel.Update:
 		if c.New == nil || c.Op == kernel.Update && (c.Old == nil || c.Old.Key() != key) {
@@ -272,6 +275,7 @@ func (k *Kernel) change(c kernel.Change) error {
 		if s == nil {
 			return kernel.ErrNamespaceGone
 		}
+		defer k.loseCarriers()
 		return k.put(s, c.New, c.Op == kernel.Update)
 	}
 	return fmt.Errorf("operation %d is none", c.Op)
@@ -300,10 +304,18 @@ func (k *Kernel) put(s *space, o kernel.Object, update bool) error {
 		return k.putRoute(s, o, update)
 	case *kernel.Rule:
 		return k.putRule(s, o)
+	case *kernel.Nexthop:
+		return k.putNexthop(s, o, update)
+	case *kernel.Feature:
+		return k.putFeature(s, o)
+	case *kernel.WireGuard:
+		return k.putWireGuard(s, o, update)
+	case *kernel.WGPeer:
+		return k.putWGPeer(s, o, update)
 	case *kernel.Neigh:
 		return k.putNeigh(s, o, update)
 	case *kernel.FDB:
-		return k.putFDB(s, o)
+		return k.putFDB(s, o, update)
 	case *kernel.Hold:
 		return k.putHold(o)
 	case *kernel.Table:
@@ -347,13 +359,29 @@ func (k *Kernel) delete(s *space, o kernel.Object, force bool) error {
 		s.deleteRoute(o, force)
 	case *kernel.Rule:
 		s.deleteRule(o, force)
+	case *kernel.Nexthop:
+		s.deleteNexthop(o, force)
+	case *kernel.Feature:
+		if s.links[o.Link] != nil {
+			return k.putFeature(s, &kernel.Feature{NS: o.NS, Link: o.Link, Name: o.Name, On: !o.On})
+		}
+	case *kernel.WireGuard:
+		if l := s.links[o.Link]; l != nil {
+			l.wg = nil
+		}
+	case *kernel.WGPeer:
+		if l := s.links[o.Link]; l != nil {
+			delete(l.wgPeers, o.PublicKey)
+		}
 	case *kernel.Neigh:
-		if l := s.links[o.Link]; l != nil && l.neighs[o.Addr] != nil && (l.neighs[o.Addr].ours || force) {
-			delete(l.neighs, o.Addr)
+		if l := s.links[o.Link]; l != nil && l.neighs[idOf(o)] != nil && (l.neighs[idOf(o)].ours || force) {
+			delete(l.neighs, idOf(o))
 		}
 	case *kernel.FDB:
 		if l := s.links[o.Link]; l != nil {
-			delete(l.fdb, o.Key())
+			if f := l.fdb[o.Key()]; f != nil && f.Dst == o.Dst {
+				delete(l.fdb, o.Key())
+			}
 		}
 	case *kernel.PortVLANs: // they go with the port
 	case *kernel.Hold:

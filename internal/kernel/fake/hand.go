@@ -22,6 +22,7 @@ func (k *Kernel) Break(key kernel.Key) bool {
 			continue
 		}
 		k.undo = nil
+		defer k.loseCarriers()
 		return k.delete(s, o, true) == nil
 	}
 	return false
@@ -42,12 +43,16 @@ func (k *Kernel) everything(s *space) []kernel.Object {
 		for _, f := range l.fdb {
 			all = append(all, f)
 		}
+		all = append(all, l.wireguard()...)
 	}
 	for _, r := range s.routes {
 		all = append(all, r.Route)
 	}
 	for _, r := range s.rules {
 		all = append(all, r)
+	}
+	for _, n := range s.nexthops {
+		all = append(all, n.Nexthop)
 	}
 	for name, v := range s.sysctls {
 		all = append(all, &kernel.Sysctl{NS: s.path, Name: name, Value: v, Before: s.sysctlDefault(name)})
@@ -63,7 +68,7 @@ func (k *Kernel) everything(s *space) []kernel.Object {
 }
 
 // AddForeign puts an object there that is not ours: a *kernel.Link without an alias of ours, or a LinkUp, Addr, Route,
-// Rule or Neigh. A link of no type is a device that is no software. It panics where the kernel refuses it.
+// Rule, Nexthop or Neigh. A link of no type is a device that is no software. It panics where the kernel refuses it.
 func (k *Kernel) AddForeign(o kernel.Object) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -92,11 +97,13 @@ func (k *Kernel) addForeign(s *space, o kernel.Object) error {
 		for _, r := range s.routes {
 			r.ours = r.ours && r.Route != o
 		}
+	case *kernel.Nexthop:
+		s.nexthops[o.ID].ours = false
 	case *kernel.Rule:
 		delete(s.rules, ruleID{o.Key(), true})
 		s.rules[ruleID{ruleOf(o).Key, false}] = o
 	case *kernel.Neigh:
-		s.links[o.Link].neighs[o.Addr].ours = false
+		s.links[o.Link].neighs[idOf(o)].ours = false
 	case *kernel.Addr:
 		s.links[o.Link].addr(o.Prefix).maker = others
 	case *kernel.LinkUp:

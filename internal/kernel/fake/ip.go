@@ -110,7 +110,7 @@ func (k *Kernel) deleteAddr(s *space, o *kernel.Addr) {
 	}
 	if is4 && !slices.ContainsFunc(l.addrs, func(a *addr) bool { return a.Prefix.Addr().Is4() }) {
 		maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name && r.Dst.Addr().Is4() })
-		maps.DeleteFunc(l.neighs, func(a netip.Addr, _ *neigh) bool { return a.Is4() })
+		maps.DeleteFunc(l.neighs, func(id neighID, _ *neigh) bool { return id.addr.Is4() })
 	}
 }
 
@@ -242,15 +242,18 @@ func (s *space) checkRoute(o *kernel.Route) error {
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
+	if o.Src.IsValid() && !s.local(o.Src) {
+		return fmt.Errorf("source %s is no address of the machine's", o.Src)
+	}
+	if o.Nexthop != 0 {
+		return s.checkNexthop(o)
+	}
 	l := s.links[o.Link]
 	if l == nil {
 		return fmt.Errorf("link %q: %w", o.Link, kernel.ErrAbsent)
 	}
 	if !l.up {
 		return fmt.Errorf("link %q is down: %w", o.Link, kernel.ErrAbsent)
-	}
-	if o.Src.IsValid() && !s.local(o.Src) {
-		return fmt.Errorf("source %s is no address of the machine's", o.Src)
 	}
 	if !o.Via.IsValid() {
 		return nil
@@ -375,10 +378,13 @@ func (k *Kernel) putNeigh(s *space, o *kernel.Neigh, update bool) error {
 	if !o.Addr.IsValid() || o.Addr.Is4In6() || o.Addr.Zone() != "" {
 		return errors.New("is no address")
 	}
-	if err := checkMAC(o.MAC); err != nil {
+	if o.Proxy && o.MAC != "" {
+		return errors.New("a proxy has no hardware address")
+	}
+	if err := checkMAC(o.MAC); err != nil && !o.Proxy {
 		return err
 	}
-	old := l.neighs[o.Addr]
+	old := l.neighs[idOf(o)]
 	switch {
 	case old != nil && o.Holds(old.Neigh): // whoever made it
 		return nil
@@ -389,11 +395,11 @@ func (k *Kernel) putNeigh(s *space, o *kernel.Neigh, update bool) error {
 	case old == nil && update:
 		return kernel.ErrAbsent
 	}
-	l.neighs[o.Addr] = &neigh{o, true}
+	l.neighs[idOf(o)] = &neigh{o, true}
 	return nil
 }
 
-func (k *Kernel) putFDB(s *space, o *kernel.FDB) error {
+func (k *Kernel) putFDB(s *space, o *kernel.FDB, update bool) error {
 	l := s.links[o.Link]
 	if l == nil {
 		return kernel.ErrAbsent
@@ -402,14 +408,17 @@ func (k *Kernel) putFDB(s *space, o *kernel.FDB) error {
 		return err
 	}
 	if o.Dst.IsValid() {
-		return fmt.Errorf("a remote VTEP on a link of type %s: %w", l.typ, kernel.ErrUnsupported)
+		return l.putVTEP(o, update)
+	}
+	if o.MAC == kernel.EveryMAC {
+		return fmt.Errorf("%q is no address behind a port", o.MAC)
 	}
 	if l.master == "" {
 		return fmt.Errorf("link %q is no port of a bridge: %w", o.Link, kernel.ErrAbsent)
 	}
 	for _, port := range s.links { // a bridge knows a hardware address behind one port
 		for _, f := range port.fdb {
-			if port != l && port.master == l.master && f.MAC == o.MAC {
+			if port != l && port.master == l.master && f.MAC == o.MAC && !f.Dst.IsValid() {
 				return fmt.Errorf("it is behind port %q: %w", port.name, kernel.ErrExists)
 			}
 		}

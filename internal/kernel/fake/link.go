@@ -43,11 +43,22 @@ type link struct {
 	asked      struct{ mtu, mac bool } // was it asked for, or is it the kernel's default
 	tuned      struct{ mtu, mac bool } // was it asked for by Attrs only
 	addrs      []*addr                 // in the order of their making
-	neighs     map[netip.Addr]*neigh
+	neighs     map[neighID]*neigh
 	fdb        map[kernel.Key]*kernel.FDB
+	tunnel     *kernel.Tunnel
+	wg         *kernel.WireGuard // of a wireguard, nil before it is configured
+	wgPeers    map[kernel.WGKey]*kernel.WGPeer
+	features   map[string]bool          // those that are not as they were at first
 	qdiscs     map[string]*kernel.Qdisc // by the name in their key
 	redirect   *kernel.Redirect
 }
+
+type neighID struct {
+	addr  netip.Addr
+	proxy bool
+}
+
+func idOf(n *kernel.Neigh) neighID { return neighID{n.Addr, n.Proxy} }
 
 type neigh struct {
 	*kernel.Neigh
@@ -59,7 +70,11 @@ func newLink(ns, name string, typ kernel.LinkType) *link {
 	sum := sha256.Sum256([]byte(ns + "\x00" + name))
 	sum[0] = sum[0]&^1 | 2
 	l := &link{ns: ns, name: name, typ: typ, main: true, mtu: 1500, txQLen: txQLen, mac: net.HardwareAddr(sum[:6]).String(),
-		neighs: map[netip.Addr]*neigh{}, fdb: map[kernel.Key]*kernel.FDB{}, qdiscs: map[string]*kernel.Qdisc{}}
+		neighs: map[neighID]*neigh{}, fdb: map[kernel.Key]*kernel.FDB{}, qdiscs: map[string]*kernel.Qdisc{},
+		wgPeers: map[kernel.WGKey]*kernel.WGPeer{}, features: map[string]bool{}}
+	if typ == kernel.WG {
+		l.mtu, l.mac = 1420, "" // it carries packets, not frames
+	}
 	if typ == kernel.Bridge {
 		l.vlans = defaultVLAN()
 	}
@@ -78,7 +93,7 @@ func (l *link) foreign(wanted *kernel.Link) bool {
 func (l *link) object(bare bool) *kernel.Link {
 	o := &kernel.Link{NS: l.ns, Name: l.name, Type: l.typ, MTU: l.mtu, MAC: l.mac, Alias: l.alias, Master: l.master,
 		Group: l.group, Promisc: l.promisc, Mode: l.mode, Flag: l.flag, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
-		VLANFiltering: l.filter, Table: l.vrfTable}
+		VLANFiltering: l.filter, Table: l.vrfTable, Tunnel: l.tunnel}
 	if l.parent != nil {
 		o.Parent = &kernel.Parent{NS: l.parent.ns, Name: l.parent.name}
 	}
@@ -129,6 +144,11 @@ func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 	l := newLink(o.NS, o.Name, o.Type)
 	if o.Parent != nil {
 		if err := k.stack(l, o); err != nil {
+			return err
+		}
+	}
+	if o.Type == kernel.VXLAN {
+		if err := s.bore(l, o.Tunnel); err != nil {
 			return err
 		}
 	}
@@ -218,7 +238,7 @@ func checkLink(o *kernel.Link) error {
 	}
 	switch o.Type {
 	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN,
-		kernel.VRF:
+		kernel.VRF, kernel.VXLAN, kernel.WG:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
 	}
@@ -230,6 +250,12 @@ func checkLink(o *kernel.Link) error {
 	}
 	if o.Type != kernel.Veth && o.Peer != nil {
 		return errors.New("only a veth has a peer")
+	}
+	if (o.Type == kernel.VXLAN) != (o.Tunnel != nil) {
+		return errors.New("a vxlan, and nothing else, is made with a Tunnel")
+	}
+	if o.Type == kernel.WG && o.MAC != "" {
+		return errors.New("a wireguard has no hardware address")
 	}
 	if o.Type != kernel.Tap && o.Access != nil {
 		return errors.New("only a TAP device has an Access")
@@ -306,6 +332,7 @@ func (k *Kernel) takeOut(l *link) {
 	s := k.spaces[l.ns]
 	delete(s.links, l.name)
 	maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
+	s.dropNexthops(l.name)
 	maps.DeleteFunc(s.sysctls, func(name, _ string) bool {
 		_, dev, _, ok := splitSysctl(name)
 		return ok && dev == l.name
@@ -360,6 +387,7 @@ func (k *Kernel) setDown(l *link) {
 	}
 	s := k.spaces[l.ns]
 	maps.DeleteFunc(s.routes, func(_ kernel.Key, r *route) bool { return r.Link == l.name })
+	s.dropNexthops(l.name)
 	clear(l.neighs)
 	if !s.keepsAddrs(l.name) {
 		k.dropIPv6(s, l)

@@ -96,7 +96,7 @@ func (k *Kernel) every(s *space, o kernel.Object) []kernel.Object {
 			return nil
 		}
 		for _, r := range append(slices.Collect(maps.Values(s.routes)), s.connected()...) {
-			c := *r.Route
+			c := *s.listedRoute(r.Route)
 			if c.Proto = r.proto(); o.Link == "" || c.Link == o.Link {
 				all = append(all, &c)
 			}
@@ -166,7 +166,7 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 		}
 	case *kernel.Route:
 		if r := s.route(o.Key()); r != nil && (r.ours || o.Holds(r.Route)) {
-			return r.Route
+			return s.listedRoute(r.Route)
 		}
 	case *kernel.Rule:
 		for _, ours := range []bool{true, false} {
@@ -174,9 +174,25 @@ func (k *Kernel) lookUp(s *space, o kernel.Object) kernel.Object {
 				return o
 			}
 		}
+	case *kernel.Nexthop:
+		if n := s.nexthops[o.ID]; n != nil && (n.ours || o.Holds(n.Nexthop)) {
+			return n.Nexthop
+		}
+	case *kernel.Feature:
+		if l := s.links[o.Link]; l != nil {
+			return l.feature(o.Name)
+		}
+	case *kernel.WireGuard:
+		if l := s.links[o.Link]; l != nil && l.wg != nil {
+			return l.wg
+		}
+	case *kernel.WGPeer:
+		if l := s.links[o.Link]; l != nil && l.wgPeers[o.PublicKey] != nil {
+			return l.wgPeers[o.PublicKey]
+		}
 	case *kernel.Neigh:
-		if l := s.links[o.Link]; l != nil && l.neighs[o.Addr] != nil {
-			if n := l.neighs[o.Addr]; n.ours || o.Holds(n.Neigh) {
+		if l := s.links[o.Link]; l != nil && l.neighs[idOf(o)] != nil {
+			if n := l.neighs[idOf(o)]; n.ours || o.Holds(n.Neigh) {
 				return n.Neigh
 			}
 		}
@@ -273,13 +289,22 @@ func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
 				all = append(all, n.Neigh)
 			}
 		}
+		if !l.ours() {
+			continue
+		}
 		for _, f := range l.fdb {
 			all = append(all, f)
 		}
+		all = append(all, l.wireguard()...)
 	}
 	for _, r := range s.routes {
 		if r.ours {
-			all = append(all, r.Route)
+			all = append(all, s.listedRoute(r.Route))
+		}
+	}
+	for _, n := range s.nexthops {
+		if n.ours {
+			all = append(all, n.Nexthop)
 		}
 	}
 	for id, r := range s.rules {

@@ -34,7 +34,7 @@ var (
 			router_solicitations=-1 seg6_enabled=0 use_oif_addrs_only=0 use_optimistic=0 use_tempaddr=0`),
 	}
 	neighSysctls = fields(`app_solicit=0 base_reachable_time_ms=30000 delay_first_probe_time=5 gc_stale_time=60
-		locktime=100 mcast_solicit=3 proxy_qlen=64 retrans_time_ms=1000 ucast_solicit=3 unres_qlen_bytes=212992`)
+		locktime=100 mcast_solicit=3 proxy_delay=80 proxy_qlen=64 retrans_time_ms=1000 ucast_solicit=3 unres_qlen_bytes=212992`)
 )
 
 func fields(s string) map[string]string {

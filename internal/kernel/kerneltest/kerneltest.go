@@ -29,12 +29,12 @@ type Hands interface {
 	AddNamespace(t testing.TB) string
 	// RemoveNamespace ends one. The kernel may take its time with what was in it.
 	RemoveNamespace(t testing.TB, path string)
-	// Remove removes an object that exists: a link, address, route, rule, neighbour, FDB entry, qdisc, table, chain or
-	// element is deleted, a link that is up (LinkUp) is set down.
+	// Remove removes an object that exists: a link, address, route, nexthop, rule, neighbour, FDB entry, qdisc, table,
+	// chain or element is deleted, a link that is up (LinkUp) is set down.
 	Remove(t testing.TB, o kernel.Object)
 	// Move moves a link of the machine's to another namespace, "" for its own, down, and gives it a name there.
 	Move(t testing.TB, link, to, name string)
-	// AddForeign makes a Link (bridge or veth) without an alias, a LinkUp, Addr, Route, Rule or Neigh that is not ours.
+	// AddForeign makes a Link (bridge or veth) without an alias, a LinkUp, Addr, Route, Nexthop, Rule or Neigh that is not ours.
 	AddForeign(t testing.TB, o kernel.Object)
 	// AddForeignChain makes a forward chain with rules in nft syntax in a table of somebody else's.
 	AddForeignChain(t testing.TB, family, table, chain string, rules ...string)
@@ -141,8 +141,8 @@ func cases() []testCase {
 		{"whole endpoint", testEndpoint},
 		{"random sets", func(s *suite) { Random(s.T, Rig{s.k, s.h}, 1, 15) }},
 	}
-	all = append(all, parentCases()...)
-	for _, l := range lifecycles() {
+	all = append(append(all, parentCases()...), tunnelCases()...)
+	for _, l := range append(lifecycles(), tunnelLifecycles()...) {
 		all = append(all, testCase{"lifecycle of " + l.name, l.run})
 	}
 	return all

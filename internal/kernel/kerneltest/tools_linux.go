@@ -124,8 +124,18 @@ func (h *Tools) Remove(t testing.TB, o kernel.Object) {
 	case *kernel.Rule:
 		run(ruleArgs("del", o)...)
 	case *kernel.Neigh:
+		if o.Proxy {
+			run("ip", "neigh", "del", "proxy", o.Addr.String(), "dev", o.Link)
+			return
+		}
 		run("ip", "neigh", "del", o.Addr.String(), "dev", o.Link)
+	case *kernel.Nexthop:
+		run("ip", "nexthop", "del", "id", fmt.Sprint(o.ID))
 	case *kernel.FDB:
+		if o.Dst.IsValid() {
+			run("bridge", "fdb", "del", o.MAC, "dev", o.Link, "dst", o.Dst.String(), "self")
+			return
+		}
 		run("bridge", "fdb", "del", o.MAC, "dev", o.Link, "master", "static")
 	case *kernel.Redirect:
 		h.run(t, o.NS, "tc", "filter", "del", "dev", o.Link, "ingress")
@@ -246,6 +256,12 @@ func (h *Tools) AddForeign(t testing.TB, o kernel.Object) {
 		run(append(routeArgs("add", o), "protocol", "static")...)
 	case *kernel.Rule:
 		run(append(ruleArgs("add", o), "protocol", "static")...)
+	case *kernel.Nexthop:
+		args := []string{"ip", "nexthop", "add", "id", fmt.Sprint(o.ID)}
+		if o.Via.IsValid() {
+			args = append(args, "via", o.Via.String())
+		}
+		run(append(args, "dev", o.Link, "protocol", "static")...)
 	case *kernel.Neigh:
 		run("ip", "neigh", "add", o.Addr.String(), "lladdr", o.MAC, "dev", o.Link, "nud", "permanent")
 	default:

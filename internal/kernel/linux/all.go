@@ -53,6 +53,12 @@ func (s *session) listAll(hints []kernel.Object, f *found) error {
 	if err := sp.allQdiscs(owned, f); err != nil {
 		return err
 	}
+	if err := sp.allWireGuard(owned, f); err != nil {
+		return err
+	}
+	if err := sp.allNexthops(links, f); err != nil {
+		return err
+	}
 	if err := sp.allRoutes(links, f); err != nil {
 		return err
 	}
@@ -193,9 +199,13 @@ func (p *space) allNeighs(links []*linkInfo, f *found) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range neighs {
-		if n.proto == kernel.RouteProtocol && n.state&unix.NUD_PERMANENT != 0 {
-			f.add(&kernel.Neigh{NS: p.path, Link: names[n.index], Addr: n.dst, MAC: n.mac})
+	proxies, err := p.proxies()
+	if err != nil {
+		return err
+	}
+	for _, n := range append(neighs, proxies...) {
+		if o := n.neigh(p.path, names[n.index]); o != nil && n.proto == kernel.RouteProtocol {
+			f.add(o)
 		}
 	}
 	ours := map[int]bool{}

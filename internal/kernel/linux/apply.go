@@ -75,6 +75,9 @@ func (p *space) explain(c kernel.Change, err error) error {
 			return fmt.Errorf("%w: the link has no ingress qdisc", unix.ENOENT)
 		}
 	case *kernel.Route:
+		if _, lerr := p.nexthop(o.Nexthop); o.Nexthop != 0 && gone(lerr) {
+			return fmt.Errorf("there is no nexthop %d: %w", o.Nexthop, unix.ENOENT)
+		}
 		have, lerr := p.addrs(0)
 		if lerr == nil && o.Src.IsValid() && !slices.ContainsFunc(have, func(a addrInfo) bool { return a.prefix.Addr() == o.Src }) {
 			return fmt.Errorf("%w: no link has the source address: %w", kernel.ErrAbsent, err)
@@ -109,6 +112,8 @@ func (p *space) message(c kernel.Change) ([]*msg, error) {
 		m, err = p.upChange(c.Op, o)
 	case *kernel.Route:
 		return p.routeMsgs(c)
+	case *kernel.Nexthop:
+		m, err = p.nexthopChange(c.Op, o)
 	case *kernel.Rule:
 		m = ruleChange(c.Op, o)
 	case *kernel.Neigh:

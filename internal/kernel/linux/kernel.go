@@ -228,7 +228,8 @@ const (
 	classSysctl
 	classHold
 	classUp
-	classRoute // everything else that rtnetlink does by one message
+	classGeneric // what is set by generic netlink
+	classRoute   // everything else that rtnetlink does by one message
 )
 
 func classOf(c kernel.Change) class {
@@ -244,6 +245,8 @@ func classOf(c kernel.Change) class {
 		return classSysctl
 	case kernel.KindHold:
 		return classHold
+	case kernel.KindFeature, kernel.KindWireGuard, kernel.KindWGPeer:
+		return classGeneric
 	case kernel.KindLinkUp:
 		return classUp
 	}
@@ -288,6 +291,8 @@ func (s *session) apply(run []kernel.Change, errs []error) {
 		for i, c := range run {
 			errs[i] = fail(subject(c), s.applyHold(sp, c))
 		}
+	case classGeneric:
+		s.applyGeneric(sp, run, errs)
 	case classUp:
 		s.applyRoute(sp, run, errs)
 		s.awaitCarrier(sp, run, errs)

@@ -38,6 +38,8 @@ type linkInfo struct {
 	bcQueueLen   uint32
 	port         *kernel.Port
 	access       *kernel.Access
+	tunnel       *kernel.Tunnel
+	under        int    // the number of the tunnel's Under
 	filtering    bool   // of a bridge, by VLAN
 	conf4, conf6 []byte // see devconf.go
 }
@@ -114,7 +116,8 @@ func (l *linkInfo) parseInfo(b []byte) {
 				continue
 			}
 			on := func(t uint16) bool { d := attrOf(v, t); return len(d) > 0 && d[0] != 0 }
-			l.port = &kernel.Port{Hairpin: on(unix.IFLA_BRPORT_MODE), Isolated: on(unix.IFLA_BRPORT_ISOLATED)}
+			l.port = &kernel.Port{Hairpin: on(unix.IFLA_BRPORT_MODE), Isolated: on(unix.IFLA_BRPORT_ISOLATED),
+				NoLearning: !on(unix.IFLA_BRPORT_LEARNING), NoFlood: !on(unix.IFLA_BRPORT_UNICAST_FLOOD), Suppress: on(unix.IFLA_BRPORT_NEIGH_SUPPRESS)}
 		}
 	}
 }
@@ -249,6 +252,11 @@ func (s *session) asLink(sp *space, l *linkInfo, want *kernel.Link, names map[in
 		Group: uint32(l.group), Promisc: l.flags&unix.IFF_PROMISC != 0, Mode: l.mode, Flag: l.flag, VLAN: l.vlan, BCQueueLen: l.bcQueueLen, Access: l.access,
 		VLANFiltering: l.filtering, Table: l.table}
 	var err error
+	if l.tunnel != nil {
+		t := *l.tunnel
+		t.Under = sp.linkName(l.under, names)
+		out.Tunnel = &t
+	}
 	if out.Parent, err = s.parentOf(sp, l, want.Parent, names); err != nil {
 		return nil, err
 	}
@@ -387,7 +395,7 @@ func (s *session) newLink(sp *space, want *kernel.Link, name string) (*msg, erro
 	m.nested(unix.IFLA_LINKINFO, func() {
 		m.str(unix.IFLA_INFO_KIND, string(want.Type))
 		if far == nil {
-			err = infoData(m, want)
+			err = sp.infoData(m, want)
 			return
 		}
 		m.nested(unix.IFLA_INFO_DATA, func() {
@@ -467,6 +475,9 @@ func portFlags(m *msg, p *kernel.Port) {
 		m.nested(unix.IFLA_INFO_SLAVE_DATA, func() {
 			m.u8(unix.IFLA_BRPORT_MODE, b2u(p.Hairpin))
 			m.u8(unix.IFLA_BRPORT_ISOLATED, b2u(p.Isolated))
+			m.u8(unix.IFLA_BRPORT_LEARNING, b2u(!p.NoLearning))
+			m.u8(unix.IFLA_BRPORT_UNICAST_FLOOD, b2u(!p.NoFlood))
+			m.u8(unix.IFLA_BRPORT_NEIGH_SUPPRESS, b2u(p.Suppress))
 		})
 	})
 }
@@ -526,7 +537,7 @@ func (s *session) updateLink(sp *space, want *kernel.Link) error {
 		want.VLANFiltering && !have.VLANFiltering {
 		m.nested(unix.IFLA_LINKINFO, func() {
 			m.str(unix.IFLA_INFO_KIND, string(want.Type))
-			err = infoData(m, want)
+			err = sp.infoData(m, want)
 		})
 		if err != nil {
 			return err

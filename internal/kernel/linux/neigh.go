@@ -25,8 +25,8 @@ func ndmsg(fam uint8, index int, state uint16, flags uint8) []byte {
 	return b
 }
 
-// neighChange makes, changes or deletes a permanent neighbour. A learnt entry in the way is no obstacle: it would go by
-// itself.
+// neighChange makes, changes or deletes a permanent neighbour, or a proxy. A learnt entry in the way is no obstacle: it
+// would go by itself.
 func (p *space) neighChange(op kernel.Op, n *kernel.Neigh) (*msg, error) {
 	i, err := p.ifindex(n.Link)
 	if err != nil {
@@ -34,51 +34,61 @@ func (p *space) neighChange(op kernel.Op, n *kernel.Neigh) (*msg, error) {
 	}
 	typ, flags := how(op, unix.RTM_NEWNEIGH)
 	if op != kernel.Update {
-		have, ours, err := p.neigh(i, n)
+		have, err := p.neigh(i, n)
 		if err != nil {
 			return nil, err
 		}
-		if op == kernel.Delete && !ours {
+		if op == kernel.Delete && (have == nil || have.proto != kernel.RouteProtocol) {
 			return nil, unix.ENOENT // the kernel would not ask whose it is
 		}
 		if have == nil {
 			flags = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
+		} else if n.Proxy && op == kernel.Create {
+			return nil, unix.EEXIST // the kernel would not mind
 		}
 	}
-	m := newMsg(typ, flags, ndmsg(family(n.Addr), i, unix.NUD_PERMANENT, 0))
+	m := newMsg(typ, flags, ndmsg(family(n.Addr), i, unix.NUD_PERMANENT, proxyFlag(n)))
 	m.attr(unix.NDA_DST, n.Addr.AsSlice())
 	if op == kernel.Delete {
 		return m, nil
 	}
-	hw, err := net.ParseMAC(n.MAC)
-	if err != nil {
-		return nil, err
+	if !n.Proxy {
+		hw, err := net.ParseMAC(n.MAC)
+		if err != nil {
+			return nil, err
+		}
+		m.attr(unix.NDA_LLADDR, hw)
 	}
-	m.attr(unix.NDA_LLADDR, hw)
 	m.u8(ndaProtocol, kernel.RouteProtocol)
 	return m, nil
 }
 
-// neigh looks a permanent neighbour up; nil where there is none. ours says that it carries our protocol number.
-func (p *space) neigh(index int, n *kernel.Neigh) (have *kernel.Neigh, ours bool, err error) {
+func proxyFlag(n *kernel.Neigh) uint8 {
+	if n.Proxy {
+		return unix.NTF_PROXY
+	}
+	return 0
+}
+
+// neigh looks a permanent neighbour or a proxy up; nil where there is none.
+func (p *space) neigh(index int, n *kernel.Neigh) (*neighInfo, error) {
 	so, err := p.route()
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	m := newMsg(unix.RTM_GETNEIGH, 0, ndmsg(family(n.Addr), index, 0, 0))
+	m := newMsg(unix.RTM_GETNEIGH, 0, ndmsg(family(n.Addr), index, 0, proxyFlag(n)))
 	m.attr(unix.NDA_DST, n.Addr.AsSlice())
 	r, err := so.get(m)
 	if gone(err) {
-		return nil, false, nil
+		return nil, nil
 	}
 	if err != nil {
-		return nil, false, err
+		return nil, err
 	}
-	e := parseNeigh(r)
-	if e == nil || e.state&unix.NUD_PERMANENT == 0 {
-		return nil, false, nil
+	if e := parseNeigh(r); e != nil && e.neigh(p.path, n.Link) != nil {
+		return e, nil
 	}
-	return &kernel.Neigh{NS: p.path, Link: n.Link, Addr: n.Addr, MAC: e.mac}, e.proto == kernel.RouteProtocol, nil
+	return nil, nil
 }
 
 // neighInfo is a neighbour or forwarding entry as the kernel tells it.
@@ -109,6 +119,41 @@ func parseNeigh(r reply) *neighInfo {
 		}
 	}
 	return n
+}
+
+// neigh gives the entry as one that can be wanted, nil for one that was learnt.
+func (n *neighInfo) neigh(ns, link string) *kernel.Neigh {
+	switch {
+	case n.flags&unix.NTF_PROXY != 0:
+		return &kernel.Neigh{NS: ns, Link: link, Addr: n.dst, Proxy: true}
+	case n.state&unix.NUD_PERMANENT != 0:
+		return &kernel.Neigh{NS: ns, Link: link, Addr: n.dst, MAC: n.mac}
+	}
+	return nil
+}
+
+// proxies lists the proxy entries of both families.
+func (p *space) proxies() ([]*neighInfo, error) {
+	so, err := p.route()
+	if err != nil {
+		return nil, err
+	}
+	var out []*neighInfo
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		rs, err := so.dump(newMsg(unix.RTM_GETNEIGH, 0, ndmsg(fam, 0, 0, unix.NTF_PROXY)))
+		if isErrno(err, unix.EOPNOTSUPP, unix.EAFNOSUPPORT) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range rs {
+			if n := parseNeigh(r); n != nil {
+				out = append(out, n)
+			}
+		}
+	}
+	return out, nil
 }
 
 // neighs lists the neighbours (AF_UNSPEC: of both families) or, for AF_BRIDGE, the forwarding entries; of one link
@@ -152,7 +197,7 @@ func (p *space) fdbChange(op kernel.Op, f *kernel.FDB) (*msg, error) {
 	fixed := ndmsg(unix.AF_BRIDGE, i, unix.NUD_NOARP, ntfMaster)
 	if f.Dst.IsValid() {
 		fixed = ndmsg(unix.AF_BRIDGE, i, unix.NUD_PERMANENT, ntfSelf)
-		if op != kernel.Delete { // the all-zeros address has an entry per VTEP
+		if op != kernel.Delete && f.MAC == kernel.EveryMAC { // it has an entry per VTEP
 			flags = unix.NLM_F_CREATE | unix.NLM_F_APPEND
 		}
 	}
@@ -175,8 +220,11 @@ func (n *neighInfo) object(ns, link string) *kernel.FDB {
 	return nil
 }
 
+// fewNeighs is how many neighbours of a link are looked up one by one.
+const fewNeighs = 16
+
 func (s *session) listNeighs(sp *space, want []kernel.Object, f *found) error {
-	fdb := map[string]map[kernel.Key]bool{}
+	fdb, neighs := map[string]map[kernel.Key]bool{}, map[string][]*kernel.Neigh{}
 	for _, o := range want {
 		switch o := o.(type) {
 		case *kernel.FDB:
@@ -185,20 +233,19 @@ func (s *session) listNeighs(sp *space, want []kernel.Object, f *found) error {
 			}
 			fdb[o.Link][o.Key()] = true
 		case *kernel.Neigh:
-			i, err := sp.ifindex(o.Link)
-			if gone(err) {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			n, ours, err := sp.neigh(i, o)
-			if err != nil {
-				return err
-			}
-			if n != nil && (ours || o.Holds(n)) { // as with routes
-				f.add(n)
-			}
+			neighs[o.Link] = append(neighs[o.Link], o)
+		}
+	}
+	for link, some := range neighs {
+		i, err := sp.ifindex(link)
+		if gone(err) {
+			continue
+		}
+		if err == nil {
+			err = sp.neighsOf(link, i, some, f)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	for link, keys := range fdb {
@@ -217,6 +264,49 @@ func (s *session) listNeighs(sp *space, want []kernel.Object, f *found) error {
 			if o := n.object(sp.path, link); o != nil && keys[o.Key()] {
 				f.add(o)
 			}
+		}
+	}
+	return nil
+}
+
+// neighsOf lists which of some neighbours a link has.
+func (p *space) neighsOf(link string, index int, some []*kernel.Neigh, f *found) error {
+	keep := func(n *neighInfo, w *kernel.Neigh) {
+		if o := n.neigh(p.path, link); n.proto == kernel.RouteProtocol || w.Holds(o) { // as with routes
+			f.add(o)
+		}
+	}
+	if len(some) <= fewNeighs {
+		for _, w := range some {
+			n, err := p.neigh(index, w)
+			if err != nil {
+				return err
+			}
+			if n != nil {
+				keep(n, w)
+			}
+		}
+		return nil
+	}
+	all, err := p.neighs(unix.AF_UNSPEC, index)
+	if err != nil {
+		return err
+	}
+	proxies, err := p.proxies()
+	if err != nil {
+		return err
+	}
+	byKey := make(map[kernel.Key]*kernel.Neigh, len(some))
+	for _, w := range some {
+		byKey[w.Key()] = w
+	}
+	for _, n := range append(all, proxies...) {
+		o := n.neigh(p.path, link)
+		if o == nil || n.index != index {
+			continue
+		}
+		if w := byKey[o.Key()]; w != nil {
+			keep(n, w)
 		}
 	}
 	return nil

@@ -31,7 +31,10 @@ var ipvlanModes = map[string]uint16{"l2": 0, "l3": 1, "l3s": 2}
 const sameNetns = -1
 
 // infoData puts what a link of its type is told beside its parent into IFLA_INFO_DATA.
-func infoData(m *msg, l *kernel.Link) error {
+func (p *space) infoData(m *msg, l *kernel.Link) error {
+	if l.Tunnel != nil {
+		return p.tunnelData(m, l)
+	}
 	if l.Type != kernel.VLAN && l.Type != kernel.VRF && l.Mode == "" && l.Flag == "" && l.BCQueueLen == 0 && !l.VLANFiltering {
 		return nil
 	}
@@ -103,6 +106,8 @@ func (l *linkInfo) parseData(b []byte) {
 		if d := attrOf(b, vlanID); len(d) >= 2 {
 			l.vlan = int(native.Uint16(d))
 		}
+	case kernel.VXLAN:
+		l.parseTunnel(b)
 	case kernel.VRF:
 		l.table = int(num32(attrOf(b, vrfTable)))
 	}

@@ -13,6 +13,8 @@ const (
 	rtaxMTU  = 2 // RTAX_MTU
 	// rtaxAdvMSS is RTAX_ADVMSS.
 	rtaxAdvMSS = 8
+	// rtaNHID is RTA_NH_ID.
+	rtaNHID = 30
 )
 
 var routeTypes = map[string]uint8{"": unix.RTN_UNICAST, "local": unix.RTN_LOCAL, "blackhole": unix.RTN_BLACKHOLE,
@@ -79,7 +81,9 @@ func (p *space) routeMsg(typ, flags uint16, r *kernel.Route) (*msg, error) {
 	if exact := typ != unix.RTM_DELROUTE || r.Metric == 0 || r.Type == "local" || r.Proto != 0; !exact {
 		return m, nil
 	}
-	if r.Link != "" {
+	if r.Nexthop != 0 {
+		m.u32(rtaNHID, r.Nexthop)
+	} else if r.Link != "" {
 		i, err := p.ifindex(r.Link)
 		if err != nil {
 			return nil, err
@@ -87,7 +91,7 @@ func (p *space) routeMsg(typ, flags uint16, r *kernel.Route) (*msg, error) {
 		m.u32(unix.RTA_OIF, uint32(i))
 	}
 	switch {
-	case !r.Via.IsValid():
+	case !r.Via.IsValid() || r.Nexthop != 0:
 	case r.Via.Is4() == ip.Is4():
 		m.attr(unix.RTA_GATEWAY, r.Via.AsSlice())
 	default:
@@ -128,8 +132,8 @@ func (p *space) routeMsgs(c kernel.Change) ([]*msg, error) {
 		return one(p.routeMsg(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, r))
 	}
 	old := c.Old.(*kernel.Route)
-	if perLink || r.Dst.Addr().Is6() && (old.Via.IsValid() != r.Via.IsValid() || old.Type != r.Type) {
-		// NLM_F_REPLACE of IPv6 replaces only among routes of one sort (with a gateway, without), so that the old
+	if perLink || r.Dst.Addr().Is6() && (sortOf(old) != sortOf(r) || old.Type != r.Type) {
+		// NLM_F_REPLACE of IPv6 replaces only among routes of one sort (with a gateway of its own, without), so that the old
 		// one would stay beside the new one.
 		del, err := p.routeMsg(unix.RTM_DELROUTE, 0, old)
 		if err != nil {
@@ -140,6 +144,9 @@ func (p *space) routeMsgs(c kernel.Change) ([]*msg, error) {
 	}
 	return one(p.routeMsg(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, r))
 }
+
+// sortOf tells apart what IPv6 does not replace by one another.
+func sortOf(r *kernel.Route) bool { return r.Via.IsValid() && r.Nexthop == 0 }
 
 // routeInfo is a route as the kernel tells it.
 type routeInfo struct {
@@ -185,6 +192,8 @@ func parseRoute(r reply) (routeInfo, bool) {
 			o.Src, _ = netip.AddrFromSlice(v)
 		case unix.RTA_OIF:
 			o.index = int(num32(v))
+		case rtaNHID:
+			o.Nexthop = num32(v)
 		case unix.RTA_TABLE:
 			o.Table = int(num32(v))
 		case unix.RTA_PRIORITY:

@@ -18,8 +18,9 @@ import (
 type Event struct {
 	// Keys are objects that went away or were changed, wanted or not.
 	Keys []kernel.Key
-	// Down are links of ours that went down, by the keys of their up state. If one was wanted up, more than Keys changed:
-	// the kernel drops routes and IPv6 addresses along with it and does not tell about them all.
+	// Down are links of ours that went down, by the keys of their up state, and nexthops of ours that went away. If one
+	// was wanted, more than Keys changed: the kernel drops routes and IPv6 addresses along with it and does not tell about
+	// them all.
 	Down []kernel.Key
 	// All says that more than can be named changed, or that notifications were lost: only a full listing tells.
 	All bool
@@ -54,6 +55,10 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan Event, error) {
 	}
 	rt, err := listen(sp, unix.NETLINK_ROUTE, routeGroups...)
 	if err != nil {
+		return nil, err
+	}
+	if err := w.more(rt); err != nil {
+		rt.Close()
 		return nil, err
 	}
 	files := []*os.File{rt}
@@ -214,6 +219,10 @@ func (w *watcher) route(m *notice) Event {
 		return w.addr(m)
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return w.routes(m)
+	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
+		return w.neigh(m)
+	case unix.RTM_NEWNEXTHOP, unix.RTM_DELNEXTHOP:
+		return w.nexthop(m)
 	case unix.RTM_DELRULE:
 		r, proto := parseRule(reply{unix.RTM_NEWRULE, m.data})
 		if r != nil && proto == kernel.RouteProtocol && !m.own {
@@ -278,7 +287,8 @@ func quiet(old, now *linkInfo, ours bool) bool {
 
 func sameLink(a, b *linkInfo) bool {
 	port := a.port == nil && b.port == nil || a.port != nil && b.port != nil && *a.port == *b.port
-	return port && a.name == b.name && a.alias == b.alias && a.mac == b.mac && a.mtu == b.mtu && a.group == b.group && a.master == b.master &&
+	tunnel := a.tunnel == nil && b.tunnel == nil || a.tunnel != nil && b.tunnel != nil && *a.tunnel == *b.tunnel && a.under == b.under
+	return port && tunnel && a.name == b.name && a.alias == b.alias && a.mac == b.mac && a.mtu == b.mtu && a.group == b.group && a.master == b.master &&
 		(a.flags^b.flags)&(unix.IFF_UP|unix.IFF_PROMISC) == 0
 }
 

@@ -115,3 +115,60 @@ func TestWatch(t *testing.T) {
 func touches(ev Event, objs ...kernel.Object) bool {
 	return slices.ContainsFunc(objs, func(o kernel.Object) bool { return slices.Contains(ev.Keys, o.Key()) })
 }
+
+// TestWatchTunnels: what somebody does to a tunnel and to what is on it is told; what the kernel says of neighbours that
+// it learns and forgets is not.
+func TestWatchTunnels(t *testing.T) {
+	needs(t, "ip", "bridge")
+	k, ns := newKernel(t)
+	events, err := k.Watch(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := uint32(1 << 31)
+	base := far(id)
+	nh, route := base[2], &kernel.Route{Dst: prefix("10.9.0.0/24"), Nexthop: id}
+	neigh := &kernel.Neigh{Link: "sx-a", Addr: addr("fe80::2"), MAC: "02:00:00:00:00:02"}
+	fdb := &kernel.FDB{Link: "sx-a", MAC: "02:00:00:00:00:02", Dst: addr("192.0.2.2")}
+	every := &kernel.FDB{Link: "sx-a", MAC: kernel.EveryMAC, Dst: addr("192.0.2.2")}
+	want := append(base, route, neigh, fdb, every, &kernel.Addr{Link: "sx-a", Prefix: prefix("10.9.1.1/24")})
+	converge(t, k, want)
+	if ev := gather(t, events); !ev.empty() {
+		t.Errorf("our own changes were told: %+v", ev)
+	}
+	for _, c := range []struct {
+		cmd  []string
+		want []kernel.Object
+		down bool
+	}{
+		{cmd: []string{"ip", "route", "del", "10.9.0.0/24"}, want: []kernel.Object{route}},
+		{cmd: []string{"ip", "neigh", "del", "fe80::2", "dev", "sx-a"}, want: []kernel.Object{neigh}},
+		{cmd: []string{"ip", "neigh", "flush", "dev", "sx-a", "nud", "permanent"}, want: []kernel.Object{neigh}},
+		{cmd: []string{"ip", "neigh", "replace", "fe80::2", "dev", "sx-a", "lladdr", "02:00:00:00:00:09", "proto", "83"}, want: []kernel.Object{neigh}},
+		{cmd: []string{"bridge", "fdb", "del", "02:00:00:00:00:02", "dev", "sx-a"}, want: []kernel.Object{fdb}},
+		{cmd: []string{"bridge", "fdb", "del", kernel.EveryMAC, "dst", "192.0.2.2", "dev", "sx-a"}, want: []kernel.Object{every}},
+		{cmd: []string{"ip", "nexthop", "del", "id", "2147483648"}, want: []kernel.Object{nh}, down: true},
+		{cmd: []string{"ip", "nexthop", "replace", "id", "2147483648", "dev", "sx-a", "proto", "83"}, want: []kernel.Object{nh}},
+		{cmd: []string{"ip", "nexthop", "flush", "proto", "83"}, want: []kernel.Object{nh}, down: true},
+		{cmd: []string{"ip", "link", "del", "sx-a"}, want: []kernel.Object{base[0], base[1]}, down: true},
+		{cmd: []string{"ip", "neigh", "replace", "10.9.1.7", "dev", "sx-a", "lladdr", "02:00:00:00:00:09", "nud", "reachable"}},
+		{cmd: []string{"ip", "neigh", "replace", "10.9.1.7", "dev", "sx-a", "lladdr", "02:00:00:00:00:08", "nud", "stale"}},
+		{cmd: []string{"ip", "neigh", "del", "10.9.1.7", "dev", "sx-a"}},
+	} {
+		run(t, ns, c.cmd...)
+		ev := gather(t, events)
+		for _, o := range c.want {
+			if !touches(ev, o) {
+				t.Errorf("%q: %s is not told: %v", c.cmd, o.Key(), ev)
+			}
+		}
+		if len(c.want) == 0 && !ev.empty() {
+			t.Errorf("%q is told: %+v", c.cmd, ev)
+		}
+		if c.down != (len(ev.Down) > 0) {
+			t.Errorf("%q: down is %v", c.cmd, ev.Down)
+		}
+		converge(t, k, want)
+		gather(t, events)
+	}
+}
