@@ -558,6 +558,36 @@ func (e *Engine) undoEndpoint(ctx context.Context, old *api.Endpoint, ep api.End
 
 // DeleteEndpoint detaches. It returns when the kernel holds nothing of it any more; NotFound where there is none.
 func (e *Engine) DeleteEndpoint(ctx context.Context, network, name string, match uint64) error {
+	return e.detach(ctx, network, name, match, e.dropEndpoint)
+}
+
+// DropEndpoint detaches, too, but returns as soon as that is on disk; the kernel follows in a moment. It is for callers
+// that have taken the interface out of the sandbox: its addresses are free at once.
+func (e *Engine) DropEndpoint(ctx context.Context, network, name string, match uint64) error {
+	return e.detach(ctx, network, name, match, func(_ context.Context, ep api.Endpoint) error {
+		keys, err := e.takeOut(ep)
+		if err != nil {
+			return err
+		}
+		e.Loop.Later(keys)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.unindex(ep)
+		if n, ok := e.Store.Network(ep.Network); ok {
+			e.release(n, ep, nil)
+		}
+		return nil
+	})
+}
+
+// HandsOff reports whether a driver is known and leaves interfaces to the caller to move (api.Sandbox.Handoff).
+func (e *Engine) HandsOff(driver string) bool {
+	d := e.Drivers[driver]
+	return d != nil && d.Uses().Handoff
+}
+
+// detach finds an endpoint and keeps others from it while how takes it away.
+func (e *Engine) detach(ctx context.Context, network, name string, match uint64, how func(context.Context, api.Endpoint) error) error {
 	noun := api.EndpointNoun(network, name)
 	unlock, err := e.busy.lock(ctx, noun)
 	if err != nil {
@@ -571,28 +601,35 @@ func (e *Engine) DeleteEndpoint(ctx context.Context, network, name string, match
 	if err := checkRevision(noun, match, ok, ep.Revision); err != nil {
 		return err
 	}
-	return e.dropEndpoint(ctx, ep)
+	return how(ctx, ep)
+}
+
+// takeOut takes an endpoint out of the store and the desired set, and gives the keys that the kernel may still hold.
+func (e *Engine) takeOut(ep api.Endpoint) ([]kernel.Key, error) {
+	e.mu.Lock()
+	_, err := e.Store.Commit(&state.Change{DeleteEndpoints: []string{ep.Key()}})
+	e.mu.Unlock()
+	if err != nil {
+		return nil, refused(api.EndpointNoun(ep.Network, ep.Name), err)
+	}
+	e.unannounce(ep)
+	return e.Want.Drop(driver.EndpointOwner(ep.Network, ep.Name)), nil
 }
 
 // dropEndpoint takes an endpoint out of the store, then out of the kernel, and then gives its addresses back: they are
 // not given out again while the kernel may still use them.
 func (e *Engine) dropEndpoint(ctx context.Context, ep api.Endpoint) error {
-	noun := api.EndpointNoun(ep.Network, ep.Name)
-	e.mu.Lock()
-	_, err := e.Store.Commit(&state.Change{DeleteEndpoints: []string{ep.Key()}})
-	e.mu.Unlock()
+	keys, err := e.takeOut(ep)
 	if err != nil {
-		return refused(noun, err)
+		return err
 	}
-	e.unannounce(ep)
-	keys := e.Want.Drop(driver.EndpointOwner(ep.Network, ep.Name))
 	err = e.Loop.Sync(ctx, keys)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.unindex(ep)
 	if err != nil {
 		e.leaving[ep.Key()] = leaving{ep, keys}
-		return refused(noun, fmt.Errorf("it is detached, but the kernel is not clean yet; this is tried again: %w", err))
+		return refused(api.EndpointNoun(ep.Network, ep.Name), fmt.Errorf("it is detached, but the kernel is not clean yet; this is tried again: %w", err))
 	}
 	if n, ok := e.Store.Network(ep.Network); ok {
 		e.release(n, ep, nil)

@@ -12,6 +12,7 @@ import (
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/driver"
 	"github.com/seine-net/seine/internal/ipam/pool"
+	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/state"
 )
 
@@ -276,7 +277,7 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 		if !wanted || v4 && n.Subnet4() != nil || !v4 && n.Subnet6() != nil {
 			continue
 		}
-		p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool { _, what := e.overlap(p, false); return what == "" })
+		p, ok := e.Pools.Choose(v4, 0, e.used())
 		if !ok {
 			return api.Errorf(api.Exhausted, noun, "no range of the default pools is free; name a subnet, or give the daemon more pools")
 		}
@@ -344,19 +345,32 @@ func (e *Engine) overlap(p netip.Prefix, onWire bool) (netip.Prefix, string) {
 	return netip.Prefix{}, ""
 }
 
-// FreeSubnet gives a range of the default pools that no network and no route of the machine has, and that skip does not
-// report. It is not reserved: who wants it makes a network of it.
-func (e *Engine) FreeSubnet(v4 bool, skip func(netip.Prefix) bool) (netip.Prefix, error) {
+// used gives the ranges that networks and the machine's routes and addresses have; e.mu is held.
+func (e *Engine) used() []netip.Prefix {
+	var out []netip.Prefix
+	for _, n := range e.Store.Networks() {
+		for _, s := range n.Subnets {
+			out = append(out, s.Prefix)
+		}
+	}
+	return append(out, e.facts.Ranges()...)
+}
+
+// FreeSubnet gives a range of the default pools that no network and no route of the machine has, and that shares nothing
+// with those of given. bits is the length that is wanted, 0 for that of the pool. It is not reserved: who wants it makes a
+// network of it.
+func (e *Engine) FreeSubnet(v4 bool, bits int, given []netip.Prefix) (netip.Prefix, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	p, ok := e.Pools.Choose(v4, func(p netip.Prefix) bool {
-		_, what := e.overlap(p, false)
-		return what == "" && !skip(p)
-	})
-	if !ok {
-		return p, api.Errorf(api.Exhausted, "", "no range of the default pools is free; name a subnet, or give the daemon more pools")
+	p, ok := e.Pools.Choose(v4, bits, append(e.used(), given...))
+	if ok {
+		return p, nil
 	}
-	return p, nil
+	size := ""
+	if bits != 0 {
+		size = fmt.Sprintf(" for a subnet of length /%d", bits)
+	}
+	return p, api.Errorf(api.Exhausted, "", "no range of the default pools is free%s; name a subnet, or give the daemon more pools", size)
 }
 
 // Holder names the endpoint that has an address, or what else of a network keeps it from being given out; "" for nothing.
@@ -450,8 +464,22 @@ func (e *Engine) undoNetwork(ctx context.Context, old *api.Network, n api.Networ
 	}
 }
 
-// DeleteNetwork removes a network that has no endpoints.
+// DeleteNetwork removes a network that has no endpoints. It returns when the kernel holds nothing of it any more.
 func (e *Engine) DeleteNetwork(ctx context.Context, name string, match uint64) error {
+	return e.removeNetwork(ctx, name, match, e.dropNetwork)
+}
+
+// DropNetwork removes a network, too, but returns as soon as that is on disk; the kernel follows in a moment.
+func (e *Engine) DropNetwork(ctx context.Context, name string, match uint64) error {
+	return e.removeNetwork(ctx, name, match, func(_ context.Context, name string) error {
+		keys, err := e.takeNetworkOut(name)
+		e.Loop.Later(keys)
+		return err
+	})
+}
+
+// removeNetwork finds a network and keeps others from it while how takes it away.
+func (e *Engine) removeNetwork(ctx context.Context, name string, match uint64, how func(context.Context, string) error) error {
 	noun := api.NetworkNoun(name)
 	unlock, err := e.busy.lock(ctx, noun)
 	if err != nil {
@@ -465,37 +493,46 @@ func (e *Engine) DeleteNetwork(ctx context.Context, name string, match uint64) e
 	if err := checkRevision(noun, match, ok, n.Revision); err != nil {
 		return err
 	}
-	return e.dropNetwork(ctx, name)
+	return how(ctx, name)
 }
 
 // dropNetwork takes a network out of the store, then out of the kernel.
 func (e *Engine) dropNetwork(ctx context.Context, name string) error {
+	keys, err := e.takeNetworkOut(name)
+	if err != nil {
+		return err
+	}
+	if err := e.Loop.Sync(ctx, keys); err != nil {
+		return refused(api.NetworkNoun(name), fmt.Errorf("it is removed, but the kernel is not clean yet; this is tried again: %w", err))
+	}
+	return nil
+}
+
+// takeNetworkOut takes a network out of the store and the desired set, and gives the keys that the kernel may still hold.
+func (e *Engine) takeNetworkOut(name string) ([]kernel.Key, error) {
 	noun := api.NetworkNoun(name)
 	e.mu.Lock()
-	var users []string
-	for _, ep := range e.Store.Endpoints() {
-		if ep.Network == name {
-			users = append(users, ep.Name)
+	if e.Store.CountByNetwork()[name] > 0 {
+		defer e.mu.Unlock()
+		var users []string
+		for _, ep := range e.Store.Endpoints() {
+			if ep.Network == name {
+				users = append(users, ep.Name)
+			}
 		}
-	}
-	if len(users) > 0 {
-		e.mu.Unlock()
-		return api.Errorf(api.InUse, noun, "has %d endpoints: %s", len(users), short(users))
+		return nil, api.Errorf(api.InUse, noun, "has %d endpoints: %s", len(users), short(users))
 	}
 	if _, err := e.Store.Commit(&state.Change{DeleteNetworks: []string{name}}); err != nil {
 		e.mu.Unlock()
-		return refused(noun, err)
+		return nil, refused(noun, err)
 	}
 	delete(e.pools, name)
 	e.mu.Unlock()
 	keys := e.Want.Drop(driver.NetworkOwner(name))
 	if err := e.setMachine(); err != nil {
-		return refused(noun, err)
+		return keys, refused(noun, err)
 	}
-	if err := e.Loop.Sync(ctx, keys); err != nil {
-		return refused(noun, fmt.Errorf("it is removed, but the kernel is not clean yet; this is tried again: %w", err))
-	}
-	return nil
+	return keys, nil
 }
 
 // short lists the first few names.

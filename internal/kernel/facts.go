@@ -89,20 +89,21 @@ func (f Facts) PathMTU() int {
 
 // Overlapping gives the first of the machine's routes and addresses, ours left out, that shares addresses with p.
 func (f Facts) Overlapping(p netip.Prefix) (netip.Prefix, bool) {
-	for _, r := range f.Routes {
+	for _, r := range f.Ranges() {
 		if r.Overlaps(p) {
 			return r, true
 		}
 	}
+	return netip.Prefix{}, false
+}
+
+// Ranges gives the destinations of the machine's routes and the ranges of its addresses, ours left out.
+func (f Facts) Ranges() []netip.Prefix {
+	out := slices.Clone(f.Routes)
 	for _, l := range f.Links {
-		if l.Ours {
-			continue
-		}
-		for _, a := range l.Addrs {
-			if a.Overlaps(p) {
-				return a, true
-			}
+		if !l.Ours {
+			out = append(out, l.Addrs...)
 		}
 	}
-	return netip.Prefix{}, false
+	return out
 }

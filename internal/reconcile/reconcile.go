@@ -29,6 +29,8 @@ type Reconciler struct {
 	mu      sync.Mutex
 	dirty   map[kernel.Key]bool // true: look at the kernel first
 	full    bool                // look at everything first
+	later   []kernel.Key        // dirty from laterAt on
+	laterAt time.Time
 	loaded  bool
 	waiters []*waiter
 	failed  map[kernel.Key]*problem
@@ -75,6 +77,32 @@ func (r *Reconciler) Sync(ctx context.Context, keys []kernel.Key) error {
 // SyncAll looks at the whole kernel, mends what differs and waits for it. The error is the first cause.
 func (r *Reconciler) SyncAll(ctx context.Context) error { return r.wait(ctx, nil, false, true) }
 
+// laterDelay is how long Later lets keys wait. The kernel takes some 20 ms to delete a link, or many at once.
+const laterDelay = 50 * time.Millisecond
+
+// Later has the keys made as desired a moment later, without waiting: whoever marks others until then is not held up, and
+// links that go at about the same time go together.
+func (r *Reconciler) Later(keys []kernel.Key) {
+	if len(keys) == 0 {
+		return
+	}
+	r.mu.Lock()
+	if len(r.later) == 0 {
+		r.laterAt = time.Now().Add(laterDelay)
+	}
+	r.later = append(r.later, keys...)
+	r.mu.Unlock()
+	r.poke()
+}
+
+// Flush does now what Later put off, and waits for it. The error is the first cause.
+func (r *Reconciler) Flush(ctx context.Context) error {
+	r.mu.Lock()
+	keys := slices.Clone(r.later)
+	r.mu.Unlock()
+	return r.Sync(ctx, keys)
+}
+
 // Touch has the keys looked at in the kernel and mended, without waiting; no keys mean all.
 func (r *Reconciler) Touch(keys ...kernel.Key) {
 	r.mark(keys, true, len(keys) == 0, nil)
@@ -106,6 +134,10 @@ func (r *Reconciler) mark(keys []kernel.Key, look, full bool, w *waiter) {
 		r.waiters = append(r.waiters, w)
 	}
 	r.mu.Unlock()
+	r.poke()
+}
+
+func (r *Reconciler) poke() {
 	select {
 	case r.wake <- struct{}{}:
 	default:
@@ -135,6 +167,12 @@ func (r *Reconciler) Turn(ctx context.Context) {
 	dirty, full, loaded, waiters := r.dirty, r.full, r.loaded, r.waiters
 	r.dirty, r.full, r.waiters = map[kernel.Key]bool{}, false, nil
 	now := time.Now()
+	if full || !r.laterAt.After(now) {
+		for _, k := range r.later {
+			dirty[k] = dirty[k] // with or without a look, as it was
+		}
+		r.later = nil
+	}
 	for k, p := range r.failed {
 		if !p.next.IsZero() && !p.next.After(now) {
 			dirty[k] = true
@@ -402,6 +440,9 @@ func (r *Reconciler) nextRetry() time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := time.Hour
+	if len(r.later) > 0 {
+		d = time.Until(r.laterAt)
+	}
 	for _, p := range r.failed {
 		if !p.next.IsZero() {
 			d = min(d, time.Until(p.next))

@@ -48,8 +48,8 @@ func (d *Door) Collect(ctx context.Context) error {
 	nets, err := d.engine.Networks(ctx)
 	errs = append(errs, err)
 	for _, l := range d.ipam.unused(nets) {
-		if gone(l, unusedAfter) {
-			d.log.Info("Docker forgot an address: it is free again", "lease", l)
+		if gone(l.String(), unusedAfter) {
+			d.log.Info("Docker forgot what it had asked for: it is free again", "what", l)
 			errs = append(errs, d.ipam.forget(l))
 		}
 	}

@@ -43,13 +43,18 @@ type Engine interface {
 	PutNetwork(ctx context.Context, n api.Network, match uint64) (api.Network, error)
 	Network(ctx context.Context, name string) (api.Network, error)
 	Networks(ctx context.Context) ([]api.Network, error)
-	DeleteNetwork(ctx context.Context, name string, match uint64) error
+	// DropNetwork and DropEndpoint return when it is on disk: Docker's user need not wait for the kernel.
+	DropNetwork(ctx context.Context, name string, match uint64) error
 	PutEndpoint(ctx context.Context, e api.Endpoint, match uint64) (api.Endpoint, error)
 	Endpoint(ctx context.Context, network, name string) (api.Endpoint, error)
 	Endpoints(ctx context.Context) ([]api.Endpoint, error)
-	DeleteEndpoint(ctx context.Context, network, name string, match uint64) error
-	// FreeSubnet gives a range of the default pools that nothing uses and skip does not report.
-	FreeSubnet(v4 bool, skip func(netip.Prefix) bool) (netip.Prefix, error)
+	AmendEndpoint(ctx context.Context, network, name string, edit func(*api.Endpoint)) (changed bool, err error)
+	DropEndpoint(ctx context.Context, network, name string, match uint64) error
+	// HandsOff reports whether a driver is known and leaves interfaces to the caller to move.
+	HandsOff(driver string) bool
+	// FreeSubnet gives a range of the default pools that nothing uses and that shares nothing with given; bits is its
+	// length, 0 for that of the pool.
+	FreeSubnet(v4 bool, bits int, given []netip.Prefix) (netip.Prefix, error)
 	// Holder names the endpoint that has an address, or what else keeps it from being given out; "" for nothing.
 	Holder(a netip.Addr) string
 }
@@ -86,9 +91,11 @@ type Door struct {
 // New makes the handler. It starts nothing.
 func New(e Engine, b Book, log *slog.Logger) *Door {
 	d := &Door{engine: e, log: log, mux: http.NewServeMux(), nets: map[string]string{}, absent: map[string]time.Time{},
-		ipam: ipam{engine: e, book: b, next: map[string]netip.Addr{}}}
+		ipam: ipam{engine: e, book: b}}
+	d.ipam.load()
 	d.answer("Plugin.Activate", map[string]any{"Implements": []string{"NetworkDriver", "IpamDriver"}})
-	d.answer("NetworkDriver.GetCapabilities", map[string]any{"Scope": "local", "ConnectivityScope": "local"})
+	d.answer("NetworkDriver.GetCapabilities", map[string]any{"Scope": "local", "ConnectivityScope": "local", "GwAllocChecker": true})
+	call(d, "NetworkDriver.GwAllocCheck", func(_ context.Context, r networkRequest) (any, error) { return d.gwAllocCheck(r) })
 	call(d, "NetworkDriver.AllocateNetwork", notGlobal)
 	call(d, "NetworkDriver.FreeNetwork", notGlobal)
 	call(d, "NetworkDriver.CreateNetwork", d.createNetwork)

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
@@ -14,9 +15,29 @@ type endpointRequest struct {
 	NetworkID, EndpointID string
 	Interface             *netInterface
 	SandboxKey            string
-	Options               struct {
-		PortMap []portBinding `json:"com.docker.network.portmap"`
+	Options               map[string]any
+	ports                 []portBinding // of Options
+}
+
+// optPorts is the option that has what is to be published.
+const optPorts = "com.docker.network.portmap"
+
+// UnmarshalJSON reads the ports among the options, which have a form of their own.
+func (r *endpointRequest) UnmarshalJSON(b []byte) error {
+	type plain endpointRequest
+	var more struct {
+		Options struct {
+			Ports []portBinding `json:"com.docker.network.portmap"`
+		}
 	}
+	if err := json.Unmarshal(b, (*plain)(r)); err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, &more); err != nil {
+		return err
+	}
+	r.ports = more.Options.Ports
+	return nil
 }
 
 type netInterface struct {
@@ -51,6 +72,9 @@ func (d *Door) createEndpoint(ctx context.Context, r endpointRequest) (any, erro
 	if err := checkID("EndpointID", r.EndpointID); err != nil {
 		return nil, err
 	}
+	if err := checkEndpointOptions(r.Options); err != nil {
+		return nil, err
+	}
 	ep := api.Endpoint{Network: n.Name, Name: endpointName(r.EndpointID), Sandbox: api.Sandbox{Handoff: true},
 		Meta: api.Meta{Labels: map[string]string{LabelEndpoint: r.EndpointID}}}
 	asked := netInterface{}
@@ -78,7 +102,7 @@ func (d *Door) createEndpoint(ctx context.Context, r endpointRequest) (any, erro
 		if was.Labels[LabelEndpoint] != r.EndpointID {
 			return nil, fmt.Errorf("endpoint %q: has the name of Docker's endpoint %s; want another name for it", was.Key(), r.EndpointID)
 		}
-		ep.Labels = was.Labels // it may have joined since
+		ep.Labels = nil // those that are there are kept: it may have joined since
 	}
 	if ep, err = d.engine.PutEndpoint(ctx, ep, 0); err != nil {
 		return nil, err
@@ -121,7 +145,7 @@ func (d *Door) deleteEndpoint(ctx context.Context, r endpointRequest) (any, erro
 }
 
 func (d *Door) drop(ctx context.Context, ep api.Endpoint) error {
-	if err := d.engine.DeleteEndpoint(ctx, ep.Network, ep.Name, 0); err != nil && api.CodeOf(err) != api.NotFound {
+	if err := d.engine.DropEndpoint(ctx, ep.Network, ep.Name, 0); err != nil && api.CodeOf(err) != api.NotFound {
 		return err
 	}
 	return nil
@@ -136,10 +160,14 @@ func (d *Door) join(ctx context.Context, r endpointRequest) (any, error) {
 	if ep.Status.State != api.Attached {
 		return nil, fmt.Errorf("endpoint %q: is %s: %s", ep.Key(), ep.Status.State, ep.Status.Error)
 	}
-	if ep, err = d.label(ctx, ep, r.SandboxKey); err != nil {
+	if err := d.label(ctx, ep, r.SandboxKey); err != nil {
 		return nil, err
 	}
-	out := map[string]any{"InterfaceName": map[string]string{"SrcName": ep.Sandbox.Interface, "DstPrefix": "eth"}}
+	prefix := "eth"
+	if n, err := d.engine.Network(ctx, ep.Network); err == nil && n.Labels[LabelPrefix] != "" {
+		prefix = n.Labels[LabelPrefix]
+	}
+	out := map[string]any{"InterfaceName": map[string]string{"SrcName": ep.Sandbox.Interface, "DstPrefix": prefix}}
 	for _, g := range ep.Status.Gateways {
 		if g.Is4() {
 			out["Gateway"] = g.String()
@@ -153,24 +181,28 @@ func (d *Door) join(ctx context.Context, r endpointRequest) (any, error) {
 	return out, nil
 }
 
-// label notes which sandbox an endpoint is in, "" for none.
-func (d *Door) label(ctx context.Context, ep api.Endpoint, sandbox string) (api.Endpoint, error) {
+// label notes which sandbox an endpoint is in, "" for none. Names, which others change meanwhile, stay.
+func (d *Door) label(ctx context.Context, ep api.Endpoint, sandbox string) error {
 	if ep.Labels[LabelSandbox] == sandbox {
-		return ep, nil
+		return nil
 	}
-	ep.Labels = maps.Clone(ep.Labels)
-	if ep.Labels[LabelSandbox] = sandbox; sandbox == "" {
-		delete(ep.Labels, LabelSandbox)
-		ep.Ports = []api.Port{}
-	}
-	return d.engine.PutEndpoint(ctx, ep, 0)
+	_, err := d.engine.AmendEndpoint(ctx, ep.Network, ep.Name, func(e *api.Endpoint) {
+		e.Labels = maps.Clone(e.Labels)
+		if e.Labels[LabelSandbox] = sandbox; sandbox == "" {
+			delete(e.Labels, LabelSandbox)
+		}
+	})
+	return err
 }
 
 // leave takes the ports back, too: after its own restart, Docker does not ask for that.
 func (d *Door) leave(ctx context.Context, r endpointRequest) (any, error) {
 	ep, err := d.endpoint(ctx, r)
 	if err == nil {
-		_, err = d.label(ctx, ep, "")
+		err = d.setPorts(ctx, ep, []api.Port{})
+	}
+	if err == nil {
+		err = d.label(ctx, ep, "")
 	}
 	if err != nil && api.CodeOf(err) != api.NotFound {
 		return nil, err

@@ -4,42 +4,195 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/seine-net/seine/api"
 )
 
 const addressSpace = "seine"
 
-// bookPrefix begins the names of what the IPAM driver keeps: "docker/ipam/POOL" has the pool's range and the part that
-// is given out from, "docker/ipam/POOL/ADDRESS" says what an address was given out for.
+// bookPrefix begins the names of what the IPAM driver keeps: "docker/ipam/POOL" is there for each pool that was given
+// out, "docker/ipam/POOL ADDRESS" says what an address of it was given out for (see lease).
 const bookPrefix = "docker/ipam/"
-
-// The values of an address.
-const (
-	forGateway  = "gateway"
-	forEndpoint = "endpoint"
-)
 
 // ipam is the IPAM driver. Docker asks for ranges and addresses before there is a network or an endpoint, and for
 // networks of other drivers as well; so it keeps what it promised until Docker gives it back. Which network an address is
 // for Docker does not say. An address is given out if neither this book nor an endpoint of any network has it.
 //
-// Each pool has an identity of its own, since Docker may ask for one range twice, have the second network refused, and
-// then give one of the two back.
+// A pool's identity says all about it: "10.1.0.0/24,10.1.0.128/25,NONCE" is the range, the part that is given out from,
+// and what tells it from another one of the same range. Docker may ask for one range twice, have the second network
+// refused, and then give one of the two back; and an answer that got lost leaves a pool that nobody knows of. So a record
+// that nobody seems to use can be dropped: if somebody does, he brings the identity, and the pool is taken up again.
 type ipam struct {
 	engine Engine
 	book   Book
 
-	mu   sync.Mutex
-	next map[string]netip.Addr // where the last search in a pool ended: a released address rests for as long as possible
+	mu    sync.Mutex
+	pools map[string]*ipamPool // what the book has; see known
+}
+
+// ipamPool is a range that was given out.
+type ipamPool struct {
+	id          string
+	whole, part netip.Prefix
+	next        netip.Addr // where the last search ended: a released address rests for as long as possible
+	leases      map[netip.Addr]lease
+	rests       int // how many of the leases are over
+}
+
+// lease is what an address was given out for. One for a named endpoint is kept when it is over: the endpoint gets it
+// again, unless others need it meanwhile.
+type lease struct {
+	use  string
+	name string // of the endpoint, where Docker tells it (since 29)
+	over int64  // since when, in seconds since 1970; 0 for one that lasts
+}
+
+// The values of lease.use.
+const (
+	forGateway  = "gateway"
+	forEndpoint = "endpoint"
+)
+
+// maxRests is how many addresses of a pool are kept for endpoints that are gone.
+const maxRests = 256
+
+// String gives the lease as it stands in the book.
+func (l lease) String() string {
+	s := l.use
+	if l.name != "" || l.over != 0 {
+		s += " " + strconv.FormatInt(l.over, 10) + " " + l.name
+	}
+	return s
+}
+
+func parseLease(s string) lease {
+	f := strings.SplitN(s, " ", 3)
+	l := lease{use: f[0]}
+	if len(f) == 3 {
+		l.name = f[2]
+		l.over, _ = strconv.ParseInt(f[1], 10, 64) // 0 for what can't be read: it lasts
+	}
+	return l
+}
+
+// parsePool reads a pool's identity.
+func parsePool(id string) (*ipamPool, error) {
+	p := &ipamPool{id: id, leases: map[netip.Addr]lease{}}
+	bad := fmt.Errorf("pool %q: is no pool of this driver", id)
+	f := strings.Split(id, ",")
+	if len(f) != 3 || len(f[2]) != 16 || strings.Trim(f[2], "0123456789abcdef") != "" {
+		return nil, bad
+	}
+	var err error
+	if p.whole, err = netip.ParsePrefix(f[0]); err != nil || p.whole != p.whole.Masked() || p.whole.Bits() == 0 {
+		return nil, bad
+	}
+	if p.part = p.whole; f[1] != "" {
+		if p.part, err = netip.ParsePrefix(f[1]); err != nil || p.part != p.part.Masked() || p.part.Bits() < p.whole.Bits() || !p.whole.Contains(p.part.Addr()) {
+			return nil, bad
+		}
+	}
+	return p, nil
+}
+
+// load takes up what the book has.
+func (m *ipam) load() {
+	m.pools = map[string]*ipamPool{}
+	values := m.book.Values(bookPrefix)
+	for name := range values {
+		if id := strings.TrimPrefix(name, bookPrefix); !strings.Contains(id, " ") {
+			if p, err := parsePool(id); err == nil {
+				m.pools[id] = p
+			}
+		}
+	}
+	for name, value := range values {
+		id, addr, _ := strings.Cut(strings.TrimPrefix(name, bookPrefix), " ")
+		if a, err := netip.ParseAddr(addr); err == nil && m.pools[id] != nil {
+			m.pools[id].set(a, parseLease(value))
+		}
+	}
+}
+
+// set notes a lease; one without a use is none.
+func (p *ipamPool) set(a netip.Addr, l lease) {
+	if p.leases[a].over != 0 {
+		p.rests--
+	}
+	if l.over != 0 {
+		p.rests++
+	}
+	if p.leases[a] = l; l.use == "" {
+		delete(p.leases, a)
+	}
+}
+
+// known gives the pools that the book has: `seine reset` empties it.
+func (m *ipam) known() []*ipamPool {
+	var out []*ipamPool
+	for id, p := range m.pools {
+		if m.book.Value(bookPrefix+id) == "" {
+			delete(m.pools, id)
+		} else {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// pool gives a pool by its identity, and takes up one that is not in the book.
+func (m *ipam) pool(id string) (*ipamPool, error) {
+	if p := m.pools[id]; p != nil && m.book.Value(bookPrefix+id) != "" {
+		return p, nil
+	}
+	p, err := parsePool(id)
+	if err != nil {
+		return nil, err
+	}
+	return p, m.add(p)
+}
+
+func (m *ipam) add(p *ipamPool) error {
+	err := m.book.SetValue(bookPrefix+p.id, "pool")
+	if err == nil {
+		m.pools[p.id] = p
+	}
+	return err
+}
+
+// lease notes in the book, then in memory, what an address is given out for; nothing for the zero lease.
+func (m *ipam) lease(p *ipamPool, a netip.Addr, l lease) error {
+	value := ""
+	if l.use != "" {
+		value = l.String()
+	}
+	err := m.book.SetValue(bookPrefix+p.id+" "+a.String(), value)
+	if err == nil {
+		p.set(a, l)
+	}
+	return err
+}
+
+// drop takes a pool out of the book, its addresses first.
+func (m *ipam) drop(p *ipamPool) error {
+	for a := range p.leases {
+		if err := m.lease(p, a, lease{}); err != nil {
+			return err
+		}
+	}
+	delete(m.pools, p.id)
+	return m.book.SetValue(bookPrefix+p.id, "")
 }
 
 type ipamRequest struct {
+	AddressSpace  string
 	Pool, SubPool string
 	V6            bool
 	PoolID        string
@@ -47,161 +200,226 @@ type ipamRequest struct {
 	Options       map[string]string
 }
 
-func (m *ipam) requestPool(_ context.Context, r ipamRequest) (any, error) {
-	var p, part netip.Prefix
-	var err error
-	if r.Pool != "" {
-		if p, err = netip.ParsePrefix(r.Pool); err != nil || p.Bits() == 0 || p.Addr().IsUnspecified() || p.Addr().Is4() == r.V6 {
-			return nil, fmt.Errorf("pool %q: can't be used; want a range of the family that is asked for, such as 10.1.0.0/24 or fd00:1::/64", r.Pool)
-		}
-		p = p.Masked()
+// checkSpace refuses an address space that this driver has not named.
+func checkSpace(name string) error {
+	if name != "" && name != addressSpace {
+		return fmt.Errorf("address space %q: is not known; want %q", name, addressSpace)
 	}
-	if r.SubPool != "" {
-		part, err = netip.ParsePrefix(r.SubPool)
-		if err != nil || !p.IsValid() || !p.Contains(part.Addr()) || part.Bits() < p.Bits() {
-			return nil, fmt.Errorf("part %q: is no part of the pool %q; want --subnet, and --ip-range within it", r.SubPool, r.Pool)
-		}
-		part = part.Masked()
+	return nil
+}
+
+func (m *ipam) requestPool(_ context.Context, r ipamRequest) (any, error) {
+	if err := checkSpace(r.AddressSpace); err != nil {
+		return nil, err
 	}
 	for k := range r.Options {
 		return nil, fmt.Errorf("--ipam-opt %q: is not known; want none", k)
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !p.IsValid() {
-		given := m.pools()
-		p, err = m.engine.FreeSubnet(!r.V6, func(p netip.Prefix) bool {
-			for _, g := range given {
-				if g.Overlaps(p) {
-					return true
-				}
-			}
-			return false
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	var id [8]byte
-	_, _ = rand.Read(id[:]) // it never fails
-	pool := hex.EncodeToString(id[:])
-	value := p.String()
-	if part.IsValid() {
-		value += " " + part.String()
-	}
-	if err := m.book.SetValue(bookPrefix+pool, value); err != nil {
+	whole, part, err := r.ranges()
+	if err != nil {
 		return nil, err
 	}
-	return map[string]any{"PoolID": pool, "Pool": p.String(), "Data": map[string]string{}}, nil
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if whole.Addr().IsUnspecified() || !whole.IsValid() {
+		var given []netip.Prefix
+		for _, p := range m.known() {
+			given = append(given, p.whole)
+		}
+		if whole, err = m.engine.FreeSubnet(!r.V6, max(whole.Bits(), 0), given); err != nil {
+			return nil, err
+		}
+	} else if by := m.overlapping(whole, part); by != "" {
+		return nil, fmt.Errorf("pool %s: %s; want another --subnet, or an --ip-range of its own in the same one", r.Pool, by)
+	}
+	var nonce [8]byte
+	_, _ = rand.Read(nonce[:]) // it never fails
+	id := whole.String() + ","
+	if part.IsValid() {
+		id += part.String()
+	}
+	p, err := parsePool(id + "," + hex.EncodeToString(nonce[:]))
+	if err != nil {
+		return nil, err
+	}
+	if err := m.add(p); err != nil {
+		return nil, err
+	}
+	return map[string]any{"PoolID": p.id, "Pool": p.whole.String(), "Data": map[string]string{}}, nil
 }
 
-// pools gives the ranges that were given out.
-func (m *ipam) pools() map[string]netip.Prefix {
-	out := map[string]netip.Prefix{}
-	for name, v := range m.book.Values(bookPrefix) {
-		id := strings.TrimPrefix(name, bookPrefix)
-		whole, _, _ := strings.Cut(v, " ")
-		if p, err := netip.ParsePrefix(whole); err == nil && !strings.Contains(id, "/") {
-			out[id] = p
+// ranges gives the range that a request names and the part of it to give out from; a range without an address, such as
+// 0.0.0.0/24, asks for any one of that size.
+func (r ipamRequest) ranges() (whole, part netip.Prefix, err error) {
+	if r.Pool != "" {
+		if whole, err = netip.ParsePrefix(r.Pool); err != nil || whole.Addr().Is4() == r.V6 || whole.Addr().Is4In6() {
+			return whole, part, fmt.Errorf("pool %q: can't be used; want a range of the family that is asked for, such as 10.1.0.0/24 or fd00:1::/64", r.Pool)
+		}
+		whole = whole.Masked()
+		if most := whole.Addr().BitLen() - 2; whole.Addr().IsUnspecified() && (whole.Bits() == 0 || whole.Bits() > most) {
+			return whole, part, fmt.Errorf("pool %q: can't be used; want a range such as 10.1.0.0/24, or a size such as %s/%d", r.Pool, whole.Addr(), most-6)
+		}
+		if whole.Bits() == 0 {
+			return whole, part, fmt.Errorf("pool %q: can't be used; want a part of it", r.Pool)
 		}
 	}
-	return out
+	if r.SubPool == "" {
+		return whole, part, nil
+	}
+	part, err = netip.ParsePrefix(r.SubPool)
+	if err != nil || !whole.IsValid() || whole.Addr().IsUnspecified() || !whole.Contains(part.Addr()) || part.Bits() < whole.Bits() {
+		return whole, part, fmt.Errorf("part %q: is no part of the pool %q; want --subnet, and --ip-range within it", r.SubPool, r.Pool)
+	}
+	return whole, part.Masked(), nil
 }
 
-// pool gives a pool's range and the part that is given out from.
-func (m *ipam) pool(id string) (p, part netip.Prefix, err error) {
-	if id != "" && strings.Trim(id, "0123456789abcdef") == "" {
-		whole, sub, _ := strings.Cut(m.book.Value(bookPrefix+id), " ")
-		if p, err = netip.ParsePrefix(whole); err == nil {
-			if part = p; sub != "" {
-				part, err = netip.ParsePrefix(sub)
-			}
-			return p, part, err
+// overlapping says which pool that Docker uses is in the way of another one; "" for none. As with Docker's own IPAM
+// driver, two networks may share a range if each gives out from a part of its own. A pool that no address was asked of
+// does not count: Docker may not have got the answer.
+func (m *ipam) overlapping(whole, part netip.Prefix) string {
+	for _, p := range m.known() {
+		if !p.whole.Overlaps(whole) || len(p.leases) == p.rests {
+			continue
+		}
+		if p.whole != whole {
+			return fmt.Sprintf("overlaps pool %s, which Docker has already", p.whole)
+		}
+		if !part.IsValid() || p.part == p.whole || p.part.Overlaps(part) {
+			return fmt.Sprintf("Docker has it already, with the range %s", p.part)
 		}
 	}
-	return p, part, fmt.Errorf("pool %q: is not known here", id)
+	return ""
 }
 
 func (m *ipam) releasePool(_ context.Context, r ipamRequest) (any, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, _, err := m.pool(r.PoolID); err != nil {
+	p := m.pools[r.PoolID]
+	if p == nil {
 		return none, nil // given back before
 	}
-	for name := range m.book.Values(bookPrefix + r.PoolID + "/") {
-		if err := m.book.SetValue(name, ""); err != nil {
-			return nil, err
-		}
-	}
-	delete(m.next, r.PoolID)
-	return none, m.book.SetValue(bookPrefix+r.PoolID, "")
+	return none, m.drop(p)
 }
+
+// The options of RequestAddress.
+const (
+	optAddressType  = "RequestAddressType"
+	optGatewayType  = "com.docker.network.gateway"
+	optEndpointName = "com.docker.network.endpoint.name" // since Docker 29
+)
 
 func (m *ipam) requestAddress(_ context.Context, r ipamRequest) (any, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	p, part, err := m.pool(r.PoolID)
+	p, err := m.pool(r.PoolID)
 	if err != nil {
 		return nil, err
 	}
-	use := forEndpoint
-	if r.Options["RequestAddressType"] == "com.docker.network.gateway" {
-		use = forGateway
+	l := lease{use: forEndpoint, name: r.Options[optEndpointName]}
+	if r.Options[optAddressType] == optGatewayType {
+		l = lease{use: forGateway}
 	}
-	var a netip.Addr
-	switch {
-	case r.Address != "":
-		if a, err = netip.ParseAddr(r.Address); err != nil || !p.Contains(a) {
-			return nil, fmt.Errorf("address %q: is no address of %s", r.Address, p)
-		}
-		if err = m.free(r.PoolID, a, use); err != nil {
-			return nil, err
-		}
-	case use == forGateway && m.free(r.PoolID, api.FirstHost(p), use) == nil:
-		a = api.FirstHost(p)
-	default:
-		if a, err = m.search(r.PoolID, p, part); err != nil {
-			return nil, err
-		}
+	if len(l.name) > 256 || strings.ContainsAny(l.name, "\x00\n") {
+		l.name = "" // it would only be remembered
 	}
-	if err := m.book.SetValue(bookPrefix+r.PoolID+"/"+a.String(), use); err != nil {
+	a, err := m.choose(p, r.Address, l)
+	if err != nil {
 		return nil, err
 	}
-	return map[string]any{"Address": netip.PrefixFrom(a, p.Bits()).String(), "Data": map[string]string{}}, nil
+	if err := m.lease(p, a, l); err != nil {
+		return nil, err
+	}
+	return map[string]any{"Address": netip.PrefixFrom(a, p.whole.Bits()).String(), "Data": map[string]string{}}, nil
+}
+
+// choose finds the address for a lease: the one that is asked for; that of an endpoint of the same name before; the next
+// one that is free and rests for nobody; any that is free.
+func (m *ipam) choose(p *ipamPool, asked string, l lease) (netip.Addr, error) {
+	if asked != "" {
+		a, err := netip.ParseAddr(asked)
+		if err != nil || !p.usable(a) {
+			return a, fmt.Errorf("address %q: is no address to give out of pool %s", asked, p.whole)
+		}
+		return a, m.free(p, a, l.use)
+	}
+	if first := api.FirstHost(p.whole); l.use == forGateway && p.usable(first) && m.free(p, first, l.use) == nil {
+		return first, nil
+	}
+	if l.name != "" && p.rests > 0 {
+		for a, was := range p.leases {
+			if was.name == l.name && was.over != 0 && m.free(p, a, l.use) == nil {
+				return a, nil
+			}
+		}
+	}
+	for _, disturb := range []bool{false, true} {
+		if a, ok := m.search(p, disturb); ok {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("pool %s: no address of %s is left: %d are with Docker, the others with networks of Seine's; want a larger --subnet or --ip-range",
+		p.whole, p.part, len(p.leases)-p.rests)
+}
+
+// usable tells addresses of the pool from others, and from the network's own and the broadcast address.
+func (p *ipamPool) usable(a netip.Addr) bool {
+	if !p.whole.Contains(a) {
+		return false
+	}
+	if p.whole.Bits() >= a.BitLen()-1 {
+		return true // RFC 3021, RFC 6164
+	}
+	return a != p.whole.Addr() && (a.Is6() || a != api.LastAddr(p.whole))
 }
 
 // free says why an address can't be given out. A network that is there already has its gateway.
-func (m *ipam) free(pool string, a netip.Addr, use string) error {
+func (m *ipam) free(p *ipamPool, a netip.Addr, use string) error {
 	if by := m.engine.Holder(a); by != "" && !(use == forGateway && strings.HasPrefix(by, "the gateway ")) {
-		return fmt.Errorf("address %s: is in use by %s", a, by)
+		return fmt.Errorf("address %s of pool %s: is in use by %s", a, p.whole, by)
 	}
-	if by := m.book.Value(bookPrefix + pool + "/" + a.String()); by != "" {
-		return fmt.Errorf("address %s: is in use by Docker (%s)", a, by)
+	for _, o := range m.sharing(p) {
+		if l := o.leases[a]; l.use != "" && l.over == 0 {
+			return fmt.Errorf("address %s of pool %s: is in use by Docker (%s)", a, p.whole, strings.TrimSpace(l.use+" "+l.name))
+		}
 	}
 	return nil
 }
 
-// maxSearch bounds a search: that many addresses in a row in use is more than a machine has containers.
-const maxSearch = 1 << 16
+// sharing gives the pools of the same range, p among them.
+func (m *ipam) sharing(p *ipamPool) []*ipamPool {
+	if p.part == p.whole {
+		return []*ipamPool{p}
+	}
+	out := []*ipamPool{p}
+	for _, o := range m.pools {
+		if o != p && o.whole == p.whole {
+			out = append(out, o)
+		}
+	}
+	return out
+}
 
-func (m *ipam) search(pool string, p, part netip.Prefix) (netip.Addr, error) {
-	last := api.LastAddr(p)
-	a := m.next[pool]
+// search gives the next free address of the pool's part, or with disturb one that rests for an endpoint that is gone. Only
+// addresses that somebody has are passed over, so it ends early, but for a range in which others have very many.
+func (m *ipam) search(p *ipamPool, disturb bool) (netip.Addr, bool) {
+	a := p.next
 	for range maxSearch {
-		if !a.IsValid() || !part.Contains(a) {
-			a = part.Addr()
+		if !a.IsValid() || !p.part.Contains(a) {
+			a = p.part.Addr()
 		}
-		usable := a != p.Addr() && (a != last || a.Is6())
-		if usable && m.free(pool, a, forEndpoint) == nil {
-			m.next[pool] = a.Next()
-			return a, nil
+		if p.usable(a) && (disturb || p.leases[a].over == 0) && m.free(p, a, forEndpoint) == nil {
+			p.next = a.Next()
+			return a, true
 		}
-		if a = a.Next(); a == m.next[pool] || !part.Contains(a) && !m.next[pool].IsValid() {
+		if a = a.Next(); a == p.next || !p.part.Contains(a) && (!p.next.IsValid() || p.next == p.part.Addr()) {
 			break
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("pool %s: no address of %s is left", p, part)
+	return netip.Addr{}, false
 }
+
+// maxSearch bounds a search: that many addresses in a row in use is more than a machine has containers.
+const maxSearch = 1 << 16
 
 func (m *ipam) releaseAddress(_ context.Context, r ipamRequest) (any, error) {
 	m.mu.Lock()
@@ -210,40 +428,115 @@ func (m *ipam) releaseAddress(_ context.Context, r ipamRequest) (any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("address %q: is no address", r.Address)
 	}
-	if _, _, err := m.pool(r.PoolID); err != nil {
+	p := m.pools[r.PoolID]
+	if p == nil {
 		return none, nil // given back with its pool
 	}
-	return none, m.book.SetValue(bookPrefix+r.PoolID+"/"+a.String(), "")
+	l := p.leases[a]
+	if l.name == "" || l.over != 0 {
+		if l.over != 0 {
+			return none, nil // given back before
+		}
+		return none, m.lease(p, a, lease{})
+	}
+	if p.rests >= maxRests {
+		if err := m.lease(p, p.eldest(), lease{}); err != nil {
+			return nil, err
+		}
+	}
+	l.over = time.Now().Unix()
+	return none, m.lease(p, a, l)
 }
 
-// unused gives the names of addresses that were given out for endpoints of networks of ours, and that none has. Of the
-// networks of other drivers it can't be known.
-func (m *ipam) unused(nets []api.Network) []string {
+// eldest gives the address that rests for the longest time.
+func (p *ipamPool) eldest() netip.Addr {
+	var found netip.Addr
+	for a, l := range p.leases {
+		if l.over != 0 && (!found.IsValid() || l.over < p.leases[found].over) {
+			found = a
+		}
+	}
+	return found
+}
+
+// lost is something that was promised and that nobody seems to use.
+type lost struct {
+	pool string
+	addr netip.Addr // the zero Addr for the pool itself
+}
+
+func (l lost) String() string {
+	if !l.addr.IsValid() {
+		return "pool " + l.pool
+	}
+	return "address " + l.addr.String() + " of pool " + l.pool
+}
+
+// unused gives the pools without a network of ours of which no address is given out, and the addresses that were given
+// out for endpoints of networks of ours, and that none has. Of the networks of other drivers it can't be known.
+func (m *ipam) unused(nets []api.Network) []lost {
 	ours := map[netip.Prefix]bool{}
 	for _, n := range nets {
 		for _, s := range n.Subnets {
-			ours[s.Prefix] = n.Labels[LabelNetwork] != ""
+			ours[s.Prefix] = ours[s.Prefix] || n.Labels[LabelNetwork] != ""
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	pools := m.pools()
-	var out []string
-	for name, use := range m.book.Values(bookPrefix) {
-		id, addr, ok := strings.Cut(strings.TrimPrefix(name, bookPrefix), "/")
-		if a, err := netip.ParseAddr(addr); ok && err == nil && use == forEndpoint && ours[pools[id]] && m.engine.Holder(a) == "" {
-			out = append(out, name)
+	var out []lost
+	for _, p := range m.known() {
+		if !ours[p.whole] && len(p.leases) == p.rests {
+			out = append(out, lost{pool: p.id})
+		}
+		for a, l := range p.leases {
+			if ours[p.whole] && l.use == forEndpoint && l.over == 0 && m.engine.Holder(a) == "" {
+				out = append(out, lost{p.id, a})
+			}
 		}
 	}
+	slices.SortFunc(out, func(a, b lost) int { return strings.Compare(a.String(), b.String()) })
 	return out
 }
 
 // forget gives one of unused back.
-func (m *ipam) forget(name string) error {
+func (m *ipam) forget(l lost) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !strings.HasPrefix(name, bookPrefix) {
-		return errors.New("no name of the book's")
+	p := m.pools[l.pool]
+	switch {
+	case p == nil:
+		return nil
+	case l.addr.IsValid():
+		return m.lease(p, l.addr, lease{})
 	}
-	return m.book.SetValue(name, "")
+	return m.drop(p)
+}
+
+// forgetRanges drops the pools of a network of ours that Docker removed. It gives them back before: what is there is what
+// it could not tell. Where another driver's network shares a range, pools with endpoints are left alone.
+func (m *ipam) forgetRanges(n api.Network) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range n.Subnets {
+		pools := slices.DeleteFunc(m.known(), func(p *ipamPool) bool { return p.whole != s.Prefix })
+		for _, p := range pools {
+			if len(pools) > 1 && p.serves() {
+				continue
+			}
+			if err := m.drop(p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// serves reports whether an endpoint has an address of the pool.
+func (p *ipamPool) serves() bool {
+	for _, l := range p.leases {
+		if l.use == forEndpoint && l.over == 0 {
+			return true
+		}
+	}
+	return false
 }

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/seine-net/seine/api"
@@ -21,18 +20,8 @@ const (
 	// LabelEndpoint has the identity that Docker gives an endpoint, LabelSandbox the path of the sandbox that it joined.
 	LabelEndpoint = "docker.endpoint"
 	LabelSandbox  = "docker.sandbox"
-)
-
-// The options of `docker network create -o`, with what they do; others are refused.
-const (
-	optName     = "seine.name"    // the name of the new network; default docker- and 12 digits of Docker's identity
-	optExisting = "seine.network" // the name of a network that is there already, with the same subnets
-	optMTU      = "com.docker.network.driver.mtu"
-	optBridge   = "com.docker.network.bridge.name"
-	optICC      = "com.docker.network.bridge.enable_icc"
-	optMasq     = "com.docker.network.bridge.enable_ip_masquerade"
-	optGeneric  = "com.docker.network.generic"
-	optInternal = "com.docker.network.internal"
+	// LabelPrefix has how the interfaces of a network's containers are called, before their number; eth where it is not there.
+	LabelPrefix = "docker.prefix"
 )
 
 type networkRequest struct {
@@ -59,7 +48,7 @@ func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error)
 	if err := checkID("NetworkID", r.NetworkID); err != nil {
 		return nil, err
 	}
-	n, existing, err := wanted(r)
+	n, existing, err := d.wanted(r)
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +59,7 @@ func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error)
 	if existing {
 		return none, d.adopt(ctx, r.NetworkID, n)
 	}
-	n.Labels = map[string]string{LabelNetwork: r.NetworkID}
+	n.Labels[LabelNetwork] = r.NetworkID
 	if n, err = d.engine.PutNetwork(ctx, n, api.CreateOnly); err != nil {
 		return nil, err
 	}
@@ -79,63 +68,61 @@ func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error)
 }
 
 // wanted is the network that a request asks for, and whether it is to be there already.
-func wanted(r networkRequest) (n api.Network, existing bool, err error) {
-	n = api.Network{Name: "docker-" + r.NetworkID[:12], Driver: "bridge"}
+func (d *Door) wanted(r networkRequest) (n api.Network, existing bool, err error) {
+	n = api.Network{Name: "docker-" + r.NetworkID[:12], Meta: api.Meta{Labels: map[string]string{}}}
+	options, err := generic(r.Options)
+	if err == nil {
+		err = applyOptions(&n, options)
+	}
+	if err == nil {
+		n.Internal, err = boolean(r.Options, optInternal, false)
+	}
+	if err != nil {
+		return n, false, err
+	}
+	existing = options[optExisting] != ""
+	if !existing && !d.engine.HandsOff(n.Driver) {
+		return n, false, fmt.Errorf("option %q: networks of driver %q can't be Docker's; want one that is known and leaves its interfaces to Docker, such as bridge", optDriver, n.Driver)
+	}
+	return n, existing, d.addRanges(&n, r)
+}
+
+// addRanges gives a network the ranges of a request. With Docker's IPAM driver "null" it has one without an address: the
+// ranges, and each endpoint's addresses, are then ours to choose.
+func (d *Door) addRanges(n *api.Network, r networkRequest) error {
+	v4, err := boolean(r.Options, optIPv4, true)
+	if err != nil {
+		return err
+	}
+	v6, err := boolean(r.Options, optIPv6, len(r.IPv6Data) > 0)
+	if err != nil {
+		return err
+	}
+	ours := false
 	for _, data := range slices.Concat(r.IPv4Data, r.IPv6Data) {
 		s, err := data.subnet()
 		if err != nil {
-			return n, false, err
+			return err
 		}
-		n.Subnets = append(n.Subnets, s)
-	}
-	if len(n.Subnets) == 0 {
-		return n, false, errors.New("the network has no subnet; want one of Docker's IPAM or of --ipam-driver seine")
-	}
-	n.Internal, _ = r.Options[optInternal].(bool)
-	generic, _ := r.Options[optGeneric].(map[string]any)
-	for _, key := range slices.Sorted(maps.Keys(generic)) {
-		value, ok := generic[key].(string)
-		if !ok {
-			return n, false, fmt.Errorf("option %q: is no text", key)
+		if s.Prefix.Bits() > 0 {
+			n.Subnets = append(n.Subnets, s)
+		} else {
+			ours = true
 		}
-		if err := option(&n, key, value); err != nil {
-			return n, false, err
-		}
-		existing = existing || key == optExisting
 	}
-	if existing && generic[optName] != nil {
-		return n, false, fmt.Errorf("option %q: does not go with option %q; want one of the two", optName, optExisting)
+	if !ours && len(n.Subnets) == 0 {
+		return errors.New("the network has no subnet; want one of Docker's IPAM or of --ipam-driver seine")
 	}
-	return n, existing, nil
-}
-
-func option(n *api.Network, key, value string) error {
-	flag := func(into **bool) error {
-		v, err := strconv.ParseBool(value)
-		if err != nil {
-			return fmt.Errorf("option %q: %q is neither true nor false", key, value)
-		}
-		*into = &v
+	if !ours || len(n.Subnets) > 0 {
 		return nil
 	}
-	switch key {
-	case optName, optExisting:
-		n.Name = value
-	case optBridge:
-		n.Interface = value
-	case optICC:
-		return flag(&n.ICC)
-	case optMasq:
-		return flag(&n.Masquerade)
-	case optMTU:
-		v, err := strconv.Atoi(value)
-		if err != nil || v <= 0 {
-			return fmt.Errorf("option %q: %q is no MTU; want a number of bytes", key, value)
-		}
-		n.MTU = v
+	switch {
+	case v4 && v6:
+		n.Family = api.Dual
+	case v6:
+		n.Family = api.IPv6
 	default:
-		return fmt.Errorf("option %q: is not known; want one of %s", key,
-			strings.Join([]string{optName, optExisting, optMTU, optBridge, optICC, optMasq}, ", "))
+		n.Family = api.IPv4
 	}
 	return nil
 }
@@ -145,9 +132,6 @@ func (data ipamData) subnet() (api.Subnet, error) {
 	p, err := netip.ParsePrefix(data.Pool)
 	if err != nil {
 		return api.Subnet{}, fmt.Errorf("pool %q: is no address range", data.Pool)
-	}
-	if p.Bits() == 0 {
-		return api.Subnet{}, fmt.Errorf("pool %s: can't be used; want Docker's IPAM or --ipam-driver seine, not null", p)
 	}
 	s := api.Subnet{Prefix: p.Masked()}
 	if data.Gateway != "" {
@@ -193,8 +177,8 @@ func (d *Door) adopt(ctx context.Context, id string, want api.Network) error {
 	if by := have.Labels[LabelNetwork]; by != "" {
 		return fmt.Errorf("network %q: is Docker's already, as %s; want another network", have.Name, by)
 	}
-	if have.Driver != "bridge" {
-		return fmt.Errorf("network %q: driver %q can't be used by Docker; want a bridge network", have.Name, have.Driver)
+	if !d.engine.HandsOff(have.Driver) {
+		return fmt.Errorf("network %q: driver %q can't be used by Docker; want a network of another one, such as bridge", have.Name, have.Driver)
 	}
 	if err := agrees(have, want); err != nil {
 		return err
@@ -204,6 +188,9 @@ func (d *Door) adopt(ctx context.Context, id string, want api.Network) error {
 		have.Labels = map[string]string{}
 	}
 	have.Labels[LabelNetwork], have.Labels[LabelKept] = id, "true"
+	if prefix := want.Labels[LabelPrefix]; prefix != "" {
+		have.Labels[LabelPrefix] = prefix
+	}
 	if _, err := d.engine.PutNetwork(ctx, have, have.Revision); err != nil {
 		return err
 	}
@@ -266,12 +253,13 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 	}
 	err = api.Errorf(api.InUse, n.Name, "is kept")
 	if n.Labels[LabelKept] == "" {
-		err = d.engine.DeleteNetwork(ctx, n.Name, 0)
+		err = d.engine.DropNetwork(ctx, n.Name, 0)
 	}
 	if api.CodeOf(err) == api.InUse {
 		n.Labels = maps.Clone(n.Labels)
 		delete(n.Labels, LabelNetwork)
 		delete(n.Labels, LabelKept)
+		delete(n.Labels, LabelPrefix)
 		_, err = d.engine.PutNetwork(ctx, n, 0)
 		d.log.Info("Docker removed a network that others use: it goes on without Docker", "network", n.Name)
 	}
@@ -281,5 +269,5 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 	d.mu.Lock()
 	delete(d.nets, r.NetworkID)
 	d.mu.Unlock()
-	return none, nil
+	return none, d.ipam.forgetRanges(n)
 }

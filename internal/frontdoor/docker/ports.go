@@ -86,12 +86,12 @@ func (d *Door) publish(ctx context.Context, r endpointRequest) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(r.Options.PortMap) == 0 {
+	if len(r.ports) == 0 {
 		return none, nil
 	}
 	was := slices.Clone(ep.Ports)
-	ports, choices := make([]api.Port, len(r.Options.PortMap)), make([]choice, len(r.Options.PortMap))
-	for i, b := range r.Options.PortMap {
+	ports, choices := make([]api.Port, len(r.ports)), make([]choice, len(r.ports))
+	for i, b := range r.ports {
 		if ports[i], choices[i], err = b.binding(); err != nil {
 			return nil, err
 		}
@@ -101,8 +101,7 @@ func (d *Door) publish(ctx context.Context, r endpointRequest) (any, error) {
 		if err := settle(ports, choices); err != nil {
 			return nil, err
 		}
-		ep.Ports = slices.Clone(ports)
-		if _, err = d.engine.PutEndpoint(ctx, ep, 0); err == nil {
+		if err = d.setPorts(ctx, ep, slices.Clone(ports)); err == nil {
 			return none, nil
 		}
 		i, ok := takenPort(err)
@@ -158,12 +157,32 @@ func takenPort(err error) (int, bool) {
 	return i, ok && err == nil && rest == ".hostPort"
 }
 
+// setPorts has an endpoint publish these ports, and leaves the rest of it as it is stored. It makes none anew that went
+// meanwhile; that somebody gave it another name is no hindrance.
+func (d *Door) setPorts(ctx context.Context, ep api.Endpoint, ports []api.Port) error {
+	if len(ep.Ports) == 0 && len(ports) == 0 {
+		return nil
+	}
+	for {
+		_, err := d.engine.PutEndpoint(ctx, api.Endpoint{Network: ep.Network, Name: ep.Name, Sandbox: api.Sandbox{Handoff: true}, Ports: ports}, ep.Revision)
+		if api.CodeOf(err) != api.Stale {
+			return err
+		}
+		id := ep.Labels[LabelEndpoint]
+		if ep, err = d.engine.Endpoint(ctx, ep.Network, ep.Name); err != nil {
+			return err
+		}
+		if ep.Labels[LabelEndpoint] != id {
+			return api.Errorf(api.NotFound, api.EndpointNoun(ep.Network, ep.Name), "is another one now")
+		}
+	}
+}
+
 // unpublish takes all ports of an endpoint back.
 func (d *Door) unpublish(ctx context.Context, r endpointRequest) (any, error) {
 	ep, err := d.endpoint(ctx, r)
-	if err == nil && len(ep.Ports) > 0 {
-		ep.Ports = []api.Port{}
-		_, err = d.engine.PutEndpoint(ctx, ep, 0)
+	if err == nil {
+		err = d.setPorts(ctx, ep, []api.Port{})
 	}
 	if err != nil && api.CodeOf(err) != api.NotFound {
 		return nil, err

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/seine-net/seine/api"
 )
@@ -123,20 +124,47 @@ type Source struct {
 	Bits int
 }
 
-// Choose gives the first subnet of the family that free accepts, and whether there was one. It tries at most 65536
-// subnets of each source.
-func (s Subnets) Choose(v4 bool, free func(netip.Prefix) bool) (netip.Prefix, bool) {
+// Choose gives the first subnet of the family that shares addresses with none of used, and whether there was one. bits is
+// the length that is wanted, 0 for that of each source. It tries at most 65536 subnets of each source.
+func (s Subnets) Choose(v4 bool, bits int, used []netip.Prefix) (netip.Prefix, bool) {
 	for _, src := range s {
-		if src.Prefix.Addr().Is4() != v4 {
-			continue
+		if bits != 0 {
+			src.Bits = bits
 		}
-		p := netip.PrefixFrom(src.Prefix.Addr(), src.Bits)
-		for range min(1<<min(src.Bits-src.Prefix.Bits(), 16), 1<<16) {
-			if free(p) {
+		if src.Prefix.Addr().Is4() == v4 && src.Bits >= src.Prefix.Bits() {
+			if p, ok := src.choose(used); ok {
 				return p, true
 			}
-			p = netip.PrefixFrom(api.LastAddr(p).Next(), src.Bits)
 		}
+	}
+	return netip.Prefix{}, false
+}
+
+// choose looks each candidate up: with thousands of ranges in use, comparing each with each would take longer than all
+// the rest.
+func (src Source) choose(used []netip.Prefix) (netip.Prefix, bool) {
+	taken, wide := make(map[netip.Prefix]bool, len(used)), []netip.Prefix(nil)
+	for _, u := range used {
+		switch {
+		case u.Addr().Is4() != src.Prefix.Addr().Is4():
+		case u.Bits() < src.Bits:
+			wide = append(wide, u.Masked())
+		default:
+			taken[netip.PrefixFrom(u.Addr(), src.Bits).Masked()] = true
+		}
+	}
+	p := netip.PrefixFrom(src.Prefix.Addr(), src.Bits)
+	for range 1 << 16 {
+		if !p.IsValid() || !src.Prefix.Contains(p.Addr()) {
+			break
+		}
+		last := p
+		if i := slices.IndexFunc(wide, func(w netip.Prefix) bool { return w.Overlaps(p) }); i >= 0 {
+			last = wide[i]
+		} else if !taken[p] {
+			return p, true
+		}
+		p = netip.PrefixFrom(api.LastAddr(last).Next(), src.Bits)
 	}
 	return netip.Prefix{}, false
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/seine-net/seine/api"
@@ -129,16 +130,42 @@ func TestRandomAgainstASet(t *testing.T) {
 
 func TestChoose(t *testing.T) {
 	s := pool.Subnets{{Prefix: netip.MustParsePrefix("10.0.0.0/22"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00::/62"), Bits: 64}}
-	taken := map[netip.Prefix]bool{}
+	var taken []netip.Prefix
 	for _, want := range []string{"10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", ""} {
-		p, ok := s.Choose(true, func(p netip.Prefix) bool { return !taken[p] })
+		p, ok := s.Choose(true, 0, taken)
 		if ok != (want != "") || ok && p.String() != want {
 			t.Errorf("chose %s, %v, want %q", p, ok, want)
 		}
-		taken[p] = true
+		taken = append(taken, p)
 	}
-	if p, ok := s.Choose(false, func(netip.Prefix) bool { return true }); !ok || p.String() != "fd00::/64" {
-		t.Errorf("chose %s, %v", p, ok)
+	for _, c := range []struct {
+		v4   bool
+		bits int
+		used string
+		want string
+	}{
+		{true, 0, "10.0.1.7/32 10.0.0.0/32 fd00::/16", "10.0.2.0/24"},
+		{true, 0, "10.0.0.0/23 10.0.2.128/25", "10.0.3.0/24"},
+		{true, 0, "0.0.0.0/1", ""},
+		{true, 0, "10.0.0.0/22", ""},
+		{true, 28, "10.0.0.0/24 10.0.1.0/28", "10.0.1.16/28"},
+		{true, 28, "10.0.0.3/24", "10.0.1.0/28"}, // an address of the machine's
+		{true, 23, "10.0.1.0/28", "10.0.2.0/23"},
+		{true, 22, "", "10.0.0.0/22"},
+		{true, 21, "", ""},
+		{false, 0, "fd00::/64", "fd00:0:0:1::/64"},
+		{false, 0, "fd00::1/128 fd00:0:0:1::/63", "fd00:0:0:2::/64"},
+		{false, 0, "::/0", ""},
+		{false, 80, "fd00::/63", "fd00:0:0:2::/80"},
+		{false, 0, "", "fd00::/64"},
+	} {
+		var used []netip.Prefix
+		for _, u := range strings.Fields(c.used) {
+			used = append(used, netip.MustParsePrefix(u))
+		}
+		if p, ok := s.Choose(c.v4, c.bits, used); ok != (c.want != "") || ok && p.String() != c.want {
+			t.Errorf("beside %q with /%d chose %s, %v, want %q", c.used, c.bits, p, ok, c.want)
+		}
 	}
 	a, b := pool.UniqueLocal("m1"), pool.UniqueLocal("m2")
 	if a == b || a != pool.UniqueLocal("m1") || a.Bits() != 48 || a.Addr().As16()[0] != 0xfd {
