@@ -19,7 +19,7 @@ build: ## build bin/seine, bin/seined and bin/seine-cni
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ $(PROGRAMS:%=./cmd/%)
 
 run: build ## build, then run the daemon in the foreground (as root)
-	@if [ "$$(id -u)" = 0 ]; then exec bin/seined; else exec sudo bin/seined; fi
+	@if [ "$$(id -u)" = 0 ]; then exec bin/seined --hold; else exec sudo bin/seined --hold; fi
 
 test: deps lint ## everything that has to pass: lint and all tests, with the sums at the end
 	@hack/test.sh

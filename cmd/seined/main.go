@@ -37,7 +37,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := app.Run(ctx, opts); err != nil {
+	run := app.Run
+	if opts.Hold && !app.Held() {
+		run = app.Hold
+	}
+	if err := run(ctx, opts); err != nil {
 		fmt.Fprintln(os.Stderr, "seined:", err)
 		os.Exit(1)
 	}

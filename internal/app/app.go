@@ -26,6 +26,7 @@ import (
 	"github.com/seine-net/seine/internal/engine"
 	"github.com/seine-net/seine/internal/frontdoor/docker"
 	doors "github.com/seine-net/seine/internal/frontdoor/http"
+	"github.com/seine-net/seine/internal/handover"
 	"github.com/seine-net/seine/internal/ipam/dhcp"
 	"github.com/seine-net/seine/internal/ipam/dhcprpc"
 	"github.com/seine-net/seine/internal/ipam/pool"
@@ -61,7 +62,9 @@ type Options struct {
 	// DockerSocket is where Docker asks its network and IPAM driver; "" for not at all.
 	DockerSocket string
 	Quiet        bool
-	Version      string
+	// Hold has the program be its own service manager; see the function Hold.
+	Hold    bool
+	Version string
 }
 
 // Flags declares the settings as flags.
@@ -88,6 +91,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.BoolVar(&o.DHCP.Broadcast, "dhcp-broadcast", false, "have DHCP servers answer to everybody, for interfaces that share a hardware address")
 	fs.StringVar(&o.DHCP.HostPrefix, "dhcp-host-prefix", "", "`path` under which the daemon sees the machine's files, and so containers' namespaces")
 	fs.StringVar(&o.DockerSocket, "docker-socket", docker.DefaultSocket, "unix `socket` that Docker asks its network and IPAM driver at, which have the name of the file; \"\" for none")
+	fs.BoolVar(&o.Hold, "hold", false, "start the daemon again when it is killed, and keep its sockets meanwhile, where no service manager does that")
 	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
 	fs.Func("pool", "`prefix:bits` that networks without subnets are cut from; may be repeated (default "+poolsText(defaultPools(""))+")", func(s string) error {
 		src, err := parsePool(s)
@@ -185,6 +189,7 @@ type daemon struct {
 	leases  *dhcp.Service
 	want    *desired.Set
 	docker  *dockerDoor
+	sockets *sockets
 }
 
 func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k *linux.Kernel, facts kernel.Facts) (*daemon, error) {
@@ -200,11 +205,17 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 		return nil, err
 	}
 	d := &daemon{opts: o, log: log, kernel: k, machine: m, want: desired.New(), relays: loopback.New(log)}
-	table := dns.NewTable()
-	d.names, err = listenDNS(o, table, log)
+	manager, err := handover.Start()
 	if err != nil {
 		return nil, err
 	}
+	d.sockets = &sockets{manager: manager, log: log}
+	on, err := d.sockets.listenDNS(uint16(o.DNSPort))
+	if err != nil {
+		return nil, err
+	}
+	table := dns.NewTable()
+	d.names = nameServer(o, on, table, log)
 	d.leases = dhcp.New(k, leases{store}, log.With("part", "dhcp"), o.DHCP)
 	d.loop = reconcile.New(k, d.want, log)
 	d.engine = engine.New(engine.Config{
@@ -212,7 +223,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
-	d.docker = &dockerDoor{path: o.DockerSocket, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}
+	d.docker = &dockerDoor{path: o.DockerSocket, sockets: d.sockets, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}
 	return d, nil
 }
 
@@ -237,6 +248,7 @@ func (d *daemon) run(ctx context.Context) error {
 	start("loopback proxy", d.relays.Run)
 	start("DHCP", d.keepLeases)
 	started := time.Now()
+	d.engine.Named = func() { start("name server", d.names.Serve) }
 	if err := d.engine.Load(ctx); err != nil {
 		return err
 	}
@@ -247,9 +259,8 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.engine.Collect(ctx); err != nil {
 		d.log.Warn("collecting lost endpoints", "err", err)
 	}
-	start("name server", d.names.Serve)
 	start("kernel notifications", d.watchKernel)
-	door, err := doors.Listen(d.opts.Socket, doors.SocketMode)
+	door, err := d.sockets.listen(sockAPI, d.opts.Socket, doors.SocketMode)
 	if err != nil {
 		return err
 	}
@@ -259,11 +270,38 @@ func (d *daemon) run(ctx context.Context) error {
 	if l := d.docker.listen(); l != nil {
 		start("Docker's driver", func(ctx context.Context) error { return d.docker.serve(ctx, l) })
 	}
+	d.sockets.ready()
+	start("watchdog", d.watchdog)
 	d.log.Info("ready", "socket", d.opts.Socket, "took", time.Since(started).Round(time.Millisecond).String())
 	d.greet()
 	<-ctx.Done()
 	running.Wait()
 	return failed
+}
+
+// watchdog tells the service manager that the daemon is well, as long as it is: a verb that holds its locks for good would
+// keep it from that.
+func (d *daemon) watchdog(ctx context.Context) error {
+	every := d.sockets.manager.Watchdog() / 2
+	if every == 0 {
+		return nil
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		_, err := d.engine.Networks(ctx)
+		if err == nil {
+			err = d.sockets.manager.Tell("WATCHDOG=1")
+		}
+		if err != nil && ctx.Err() == nil {
+			d.log.Warn("telling the service manager that all is well", "err", err)
+		}
+	}
 }
 
 // The times of the loop that watches over the kernel.

@@ -16,9 +16,10 @@ import (
 
 // dockerDoor is Docker's driver. A machine where its socket can't be made works without.
 type dockerDoor struct {
-	path string
-	door *docker.Door
-	log  *slog.Logger
+	path    string
+	door    *docker.Door
+	sockets *sockets
+	log     *slog.Logger
 
 	mu     sync.Mutex
 	open   bool
@@ -29,7 +30,7 @@ func (d *dockerDoor) listen() net.Listener {
 	if d.path == "" {
 		return nil
 	}
-	l, err := doors.Listen(d.path, docker.SocketMode)
+	l, err := d.sockets.listen(sockDocker, d.path, docker.SocketMode)
 	d.mu.Lock()
 	d.open, d.closed = err == nil, err
 	d.mu.Unlock()

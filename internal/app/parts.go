@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
@@ -19,19 +18,11 @@ import (
 	"github.com/seine-net/seine/internal/state"
 )
 
-// listenDNS opens the name server's sockets; where its port is taken, any other does: the rules lead to it.
-func listenDNS(o Options, table *dns.Table, log *slog.Logger) (*dns.Server, error) {
-	on, err := dns.Open(netip.AddrPortFrom(netip.IPv6Unspecified(), uint16(o.DNSPort)))
-	if errors.Is(err, syscall.EADDRINUSE) && o.DNSPort != 0 {
-		log.Warn("the name server's port is taken; another is used", "port", o.DNSPort)
-		on, err = dns.Open(netip.AddrPortFrom(netip.IPv6Unspecified(), 0))
-	}
-	if err != nil {
-		return nil, err
-	}
+// nameServer makes the name server on its sockets.
+func nameServer(o Options, on *dns.Sockets, table *dns.Table, log *slog.Logger) *dns.Server {
 	fixed := o.fixed()
 	up := dns.NewForwarder(dns.ForwarderConfig{Servers: o.DNSUpstreams, Log: log, Own: func(a netip.Addr) bool { return slices.Contains(fixed, a) }})
-	return dns.New(dns.Config{Zone: table, On: on, Forwarder: up, Log: log}), nil
+	return dns.New(dns.Config{Zone: table, On: on, Forwarder: up, Log: log})
 }
 
 // parseUpstream reads a resolver's address, with port 53 where none is given.

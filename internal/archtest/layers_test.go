@@ -45,6 +45,7 @@ var (
 		{pkg: "internal/ipam/*", may: nouns, why: "addresses know nothing of interfaces"},
 		{pkg: "internal/ipam/dhcp", may: with(nouns, "internal/ipam/dhcprpc"), why: "it answers what dhcprpc asks; the kernel and the store are given to it"},
 		{pkg: "internal/dns", may: nouns, why: "names and answers; who is there is told to it"},
+		{pkg: "internal/handover", why: "sockets that outlive a process, and the protocol of service managers; what is asked on them it does not know"},
 		{pkg: "internal/loopback", may: nouns, why: "it carries bytes for published ports; which ones is told to it"},
 		// 3: verbs
 		{pkg: "internal/engine", may: with(nouns, "internal/desired", "internal/reconcile", "internal/state", "internal/ruleset",

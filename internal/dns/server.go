@@ -68,8 +68,26 @@ func open(addr string) (*Sockets, error) {
 		return nil, fmt.Errorf("name server on %q: %w", addr, err)
 	}
 	s.UDP = pc.(*net.UDPConn)
-	_ = s.UDP.SetReadBuffer(1 << 20) // room for a burst; the kernel gives what it allows
+	roomy(s.UDP)
 	return s, nil
+}
+
+// readBuffer is room for what is asked within a second or two while nobody reads, in bytes; a question takes about 1 KiB.
+const readBuffer = 4 << 20
+
+// roomy makes a socket's queue long: at once for who may go beyond the machine's limit (net.core.rmem_max), else as far as
+// the kernel allows.
+func roomy(c *net.UDPConn) {
+	raw, err := c.SyscallConn()
+	var forced error
+	if err == nil {
+		err = raw.Control(func(fd uintptr) {
+			forced = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUFFORCE, readBuffer)
+		})
+	}
+	if err != nil || forced != nil {
+		_ = c.SetReadBuffer(readBuffer)
+	}
 }
 
 // Port is the port of both sockets.

@@ -92,6 +92,9 @@ type Config struct {
 	DNSFixed []netip.Addr
 	// Pools are the ranges that networks without subnets get theirs from.
 	Pools pool.Subnets
+	// Named, where set, is called by Load when Names has all that the store holds, and before the kernel is looked at: from
+	// then on the name server can answer.
+	Named func()
 	// Findings, where set, gives Doctor what others than the engine found.
 	Findings func() []api.Finding
 	// Node is the machine's name, Version the program's, Boot an identity of the machine's present uptime.
@@ -143,6 +146,12 @@ func (e *Engine) Load(ctx context.Context) error {
 	e.mu.Unlock()
 	if err := e.setMachine(); err != nil {
 		return err
+	}
+	for _, ep := range e.Store.Endpoints() {
+		e.announceNames(ep)
+	}
+	if e.Named != nil {
+		e.Named()
 	}
 	for _, n := range e.Store.Networks() {
 		if _, err := e.setNetwork(n); err != nil {

@@ -41,6 +41,49 @@ func Listen(path string, mode fs.FileMode) (net.Listener, error) {
 	return &socket{UnixListener: l, path: path, lock: lock}, nil
 }
 
+// Adopt is Listen with a socket that somebody kept from a daemon before (internal/handover), so that who dials meanwhile
+// waits in place of being refused. It is ErrElsewhere where path does not lead to that socket any more; then nothing is
+// changed. What Adopt gives has f's socket; f itself stays the caller's.
+func Adopt(path string, f *os.File, id string) (net.Listener, error) {
+	if now, err := Identity(path); err != nil || now != id {
+		return nil, fmt.Errorf("socket %q: %w", path, ErrElsewhere)
+	}
+	lock, err := lockFile(path + ".lock")
+	if err != nil {
+		return nil, fmt.Errorf("socket %q: %w", path, err)
+	}
+	l, err := net.FileListener(f)
+	if err == nil {
+		if u, ok := l.(*net.UnixListener); ok {
+			u.SetUnlinkOnClose(false)
+			return &socket{UnixListener: u, path: path, lock: lock, kept: true}, nil
+		}
+		l.Close()
+		err = errors.New("is no unix socket")
+	}
+	lock.Close()
+	return nil, fmt.Errorf("socket %q: %w", path, err)
+}
+
+// ErrElsewhere says that a socket is not the one that its path leads to.
+var ErrElsewhere = errors.New("another file is there now")
+
+// Identity tells the file that is at a path now from others that are there later.
+func Identity(path string) (string, error) {
+	var st syscall.Stat_t
+	if err := syscall.Lstat(path, &st); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("%x-%x", st.Dev, st.Ino), nil
+}
+
+// Kept has the socket's file stay when a listener of Listen's is closed: somebody keeps the socket open.
+func Kept(l net.Listener) {
+	if s, ok := l.(*socket); ok {
+		s.kept = true
+	}
+}
+
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -109,6 +152,7 @@ type socket struct {
 	*net.UnixListener
 	path string
 	lock *os.File
+	kept bool // somebody else has it open, too
 	once sync.Once
 }
 
@@ -120,7 +164,9 @@ func (s *socket) Addr() net.Addr { return &net.UnixAddr{Name: s.path, Net: "unix
 func (s *socket) Close() error {
 	err := net.ErrClosed
 	s.once.Do(func() {
-		err = os.Remove(s.path)
+		if err = nil; !s.kept {
+			err = os.Remove(s.path)
+		}
 		if errors.Is(err, fs.ErrNotExist) {
 			err = nil
 		}
