@@ -305,7 +305,7 @@ func (e *Engine) setMachine() error {
 		if err != nil {
 			return err
 		}
-		out = append(out, more...)
+		out = append(append(out, more...), apart(f)...)
 	}
 	if len(out) > 0 {
 		out = append(out, ruleset.Table(e.DNSPort, f.BridgeFilter6))

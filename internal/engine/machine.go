@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/seine-net/seine/internal/kernel"
+	"github.com/seine-net/seine/internal/ruleset"
 )
 
 // forwarding has the machine forward packets, and go on listening to its routers.
@@ -39,6 +40,24 @@ func (e *Engine) forwarding(f kernel.Facts) ([]kernel.Object, error) {
 		}
 	}
 	return out, nil
+}
+
+// apart has our containers reach those of Docker's own networks by published ports only.
+func apart(f kernel.Facts) (out []kernel.Object) {
+	for _, l := range f.Links {
+		if dockerBridge(l.Name) && !l.Ours {
+			out = append(out, ruleset.Element(ruleset.Apart, l.Name, "", MachineOwner))
+		}
+	}
+	return out
+}
+
+// dockerBridge tells the bridges of Docker's own networks by the names that Docker gives them: docker0, or br- and twelve
+// digits of an identity. Docker keeps its networks apart from each other, but before version 28 leaves what comes from
+// elsewhere to the policy of FORWARD, before which our accepts stand.
+func dockerBridge(name string) bool {
+	digits, ok := strings.CutPrefix(name, "br-")
+	return name == "docker0" || ok && len(digits) == 12 && strings.Trim(digits, "0123456789abcdef") == ""
 }
 
 func digit(b bool) string {

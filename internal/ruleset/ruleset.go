@@ -5,7 +5,8 @@
 //	prerouting  raw     drop packets from containers to 127.0.0.0/8 (route_localnet is on where ports are published)
 //	            dnat    name service, published ports
 //	output      dnat    name service at the fixed addresses and published ports, for programs of the machine itself
-//	forward     filter  replies; within a network; published; nothing else goes to a network, nothing from an internal one
+//	forward     filter  replies; within a network; published; nothing else goes to a network, nothing from an internal one,
+//	                    nor from a network to one of Docker's own
 //	input       filter  the name server's port is for containers only, guests among them
 //	postrouting snat    hairpin, from the machine's loopback, masquerade
 //
@@ -37,6 +38,8 @@ var (
 	// Same holds (g, g) for every network, Intra for those whose containers may reach each other.
 	Same  = &kernel.Set{Name: "same", Key: []kernel.Type{kernel.TypeGroup, kernel.TypeGroup}}
 	Intra = &kernel.Set{Name: "intra", Key: []kernel.Type{kernel.TypeGroup, kernel.TypeGroup}}
+	// Apart holds the names of other people's bridges whose containers ours reach by published ports only.
+	Apart = &kernel.Set{Name: "apart", Key: []kernel.Type{kernel.TypeIfname}}
 	// Masq4 and Masq6 hold the subnets that are masqueraded on the way out.
 	Masq4 = &kernel.Set{Name: "masq4", Key: []kernel.Type{kernel.TypeIPv4}, Interval: true}
 	Masq6 = &kernel.Set{Name: "masq6", Key: []kernel.Type{kernel.TypeIPv6}, Interval: true}
@@ -83,7 +86,7 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 	guard := fmt.Sprintf("iifname != @guests meta iifgroup != @nets %%s dport %d drop", dnsPort)
 	return &kernel.Table{
 		Name: Name,
-		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
+		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Apart, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
@@ -112,6 +115,8 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"meta oifgroup @internal drop",
 				"meta oifgroup @nets ct status dnat accept",
 				"meta oifgroup @nets drop",
+				"ct status dnat accept",
+				"meta iifgroup @nets oifname @apart drop",
 			}},
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: 100, Rules: []string{
 				// Back into the network it came from: the reply has to pass here to be translated back.

@@ -23,6 +23,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,8 +34,21 @@ import (
 
 func TestMain(m *testing.M) {
 	testkit.IfNode()
-	os.Exit(m.Run())
+	code := m.Run()
+	if dir, err := built(); err == nil {
+		_ = os.RemoveAll(dir)
+	}
+	os.Exit(code)
 }
+
+// built builds the daemon, the client and the CNI plugin once, and gives their folder.
+var built = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "seine-docker-")
+	if err != nil {
+		return "", err
+	}
+	return dir, errors.Join(testkit.BuildProgram(dir, "seined"), testkit.BuildProgram(dir, "seine"), testkit.BuildCNI(filepath.Join(dir, "cni"), "seine"))
+})
 
 // rig is a machine with seined and dockerd, in the hands of a test.
 type rig struct {
@@ -47,7 +61,7 @@ type station struct {
 	machine, outside *testkit.Host
 	node             *testkit.Node
 	client           *client.Client
-	dir              string
+	dir, bin         string
 	seined, dockerd  *exec.Cmd
 	log              *os.File
 }
@@ -61,13 +75,11 @@ func newRig(t *testing.T, flags ...string) *rig {
 	s := testkit.NewSandbox(t)
 	r := &rig{T: t, station: &station{machine: s.Machine, outside: s.Outside, dir: t.TempDir()}}
 	var err error
-	if r.log, err = os.Create(filepath.Join(r.dir, "log")); err != nil {
+	if r.bin, err = built(); err != nil {
 		t.Fatal(err)
 	}
-	for _, program := range []string{"seined", "seine"} {
-		if err := testkit.BuildProgram(r.dir, program); err != nil {
-			t.Fatal(err)
-		}
+	if r.log, err = os.Create(filepath.Join(r.dir, "log")); err != nil {
+		t.Fatal(err)
 	}
 	t.Cleanup(func() { testkit.RemoveCgroups(t, r.cgroup()) })
 	r.node = testkit.NewNode(t, s.Machine.NS)
@@ -103,7 +115,7 @@ func (r *rig) socket() string { return r.node.Path("/run/docker/plugins/" + driv
 func (r *rig) startSeined() {
 	r.Helper()
 	api := filepath.Join(r.dir, "s")
-	r.seined = r.start(filepath.Join(r.dir, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", api, "--quiet",
+	r.seined = r.start(filepath.Join(r.bin, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", api, "--quiet",
 		"--dns-port", "0", "--dhcp-socket", "")
 	var err error
 	if r.client, err = client.New(api); err != nil {
@@ -234,7 +246,7 @@ func (r *rig) refused(want string, args ...string) {
 // seine runs our own client.
 func (r *rig) seine(args ...string) string {
 	r.Helper()
-	cmd := exec.CommandContext(r.Context(), filepath.Join(r.dir, "seine"), append([]string{"--socket", filepath.Join(r.dir, "s")}, args...)...)
+	cmd := exec.CommandContext(r.Context(), filepath.Join(r.bin, "seine"), append([]string{"--socket", filepath.Join(r.dir, "s")}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		r.Fatalf("seine %s: %v: %s", strings.Join(args, " "), err, out)
@@ -264,7 +276,7 @@ func (r *rig) netns(name string) (ns *testkit.NS, path string) {
 func (r *rig) inside(container string) *testkit.NS {
 	r.Helper()
 	key := r.docker("inspect", "-f", "{{.NetworkSettings.SandboxKey}}", container)
-	ns, err := testkit.OpenNS(container, r.node.Path(key))
+	ns, err := testkit.OpenNS(container, r.node.Path(strings.TrimPrefix(key, "/var"))) // /var/run is a link to the wrong root
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/seine-net/seine/api"
 )
@@ -14,7 +13,7 @@ import (
 // TestDocker: a network of ours in Docker's hands, from its making to its end, with both of its IPAM drivers.
 func TestDocker(t *testing.T) {
 	r := newRig(t)
-	before := r.links()
+	before := r.traces()
 	r.docker("network", "create", "-d", driver, "--ipam-driver", driver, "--ipv6", "--subnet", "10.77.0.0/24", "--subnet", "fd00:77::/64",
 		"-o", "seine.name=shop", "net1")
 	r.docker("network", "create", "-d", driver, "--ipam-driver", driver, "--ip-range", "10.78.0.128/25", "--subnet", "10.78.0.0/24",
@@ -70,12 +69,7 @@ func TestDocker(t *testing.T) {
 
 	r.docker("rm", "-f", "web", "other")
 	r.docker("network", "rm", "net1", "net2", "net3", "net4")
-	if eps, err := r.client.Endpoints(t.Context()); err != nil || len(eps) > 0 {
-		t.Errorf("endpoints that are left: %v, %v", eps, err)
-	}
-	if after := r.links(); after != before {
-		t.Errorf("links that are left:\n%s\nwere:\n%s", after, before)
-	}
+	r.same(before)
 	r.end(r.dockerd, syscall.SIGTERM)
 	r.end(r.seined, syscall.SIGTERM)
 	if _, err := os.Lstat(r.socket()); err == nil {
@@ -103,19 +97,4 @@ func plain(r *rig) {
 	if err := r.client.DeleteEndpoint(r.Context(), "shop", "plain", 0); err != nil {
 		r.Fatal(err)
 	}
-}
-
-// links gives the names of the machine's links that are neither Docker's nor the network's that Seine begins with.
-func (r *rig) links() string {
-	r.Helper()
-	var names []string
-	r.eventually(5*time.Second, func() error {
-		names = nil
-		all, err := r.machine.Netlink().LinkList()
-		for _, l := range all {
-			names = append(names, l.Attrs().Name)
-		}
-		return err
-	})
-	return strings.Join(names, "\n")
 }
