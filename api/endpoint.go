@@ -31,6 +31,9 @@ type Endpoint struct {
 	// Index orders the sandbox's endpoints: it makes the default interface name (eth0, eth1, …) and the metric of the
 	// default route, so that the lowest one is used and the next takes over. Given out by the daemon.
 	Index int `json:"index"`
+	// Plugin is what the network's driver or IPAM gave where that is somebody else's program; nil before it has answered.
+	// Filled in by the daemon; it is ignored in a PUT.
+	Plugin *Plugin `json:"plugin,omitempty"`
 	// Status is what the daemon saw last; it is ignored in a PUT.
 	Status *EndpointStatus `json:"status,omitempty"`
 }
@@ -41,6 +44,32 @@ type Container struct {
 	ID string `json:"id,omitempty"`
 	// Name may change, and go to another container later.
 	Name string `json:"name,omitempty"`
+}
+
+// Plugin is what a program that is somebody else's gave to an endpoint.
+type Plugin struct {
+	// ID is what the program knows the endpoint by: 64 hexadecimal digits, others each time that it is attached.
+	ID string `json:"id"`
+	// Interface is the machine's interface that the program left to be moved into the sandbox; "" where it did that itself.
+	Interface string `json:"interface,omitempty"`
+	// Prefix is what the name of the interface in the sandbox begins with, a number follows; "" for eth.
+	Prefix string `json:"prefix,omitempty"`
+	// Prefixes are all addresses with the lengths of their subnets, where the program chose both.
+	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
+	// Gateways are those of the sandbox's default routes.
+	Gateways []netip.Addr `json:"gateways,omitempty"`
+	// Routes are the sandbox's further routes.
+	Routes []PluginRoute `json:"routes,omitempty"`
+	// DNS are the name servers that the program names.
+	DNS []netip.Addr `json:"dns,omitempty"`
+}
+
+// PluginRoute is a route of a sandbox that a plugin asked for.
+type PluginRoute struct {
+	// To is the destination.
+	To netip.Prefix `json:"to"`
+	// Via is the gateway; the zero Addr where the destination is on the link.
+	Via netip.Addr `json:"via,omitzero"`
 }
 
 // Sandbox is a network namespace.

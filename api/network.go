@@ -23,7 +23,8 @@ type Network struct {
 	Name string `json:"name"`
 	// Aliases are further names by which look-ups may name the network: "web.ALIAS"; several networks may share one.
 	Aliases []string `json:"aliases,omitempty"`
-	// Driver says how endpoints get their interface: "bridge" (the default), "ptp", "host", "null".
+	// Driver says how endpoints get their interface: "bridge" (the default), "ptp", "host", "null"; "cni" has
+	// any CNI plugin do it, "docker:NAME" Docker's network plugin of that name.
 	Driver string `json:"driver,omitempty"`
 	// Family says which subnets are taken from the default pools where Subnets names none. Default "dual".
 	Family Family `json:"family,omitempty"`
@@ -46,6 +47,13 @@ type Network struct {
 	// Options are the driver's own. A network with subnets has besides: "dns.search", domains for the search list of its
 	// containers' resolvers, separated by commas ("." for none), and "dns.options", options of resolv.conf(5) likewise.
 	Options map[string]string `json:"options,omitempty"`
+	// IPAM says who gives out the addresses: "" is the daemon, "docker:NAME" Docker's IPAM plugin of that name.
+	IPAM string `json:"ipam,omitempty"`
+	// IPAMOptions are the IPAM plugin's own.
+	IPAMOptions map[string]string `json:"ipamOptions,omitempty"`
+	// Plugin is what a driver or IPAM that is somebody else's program knows the network by; "" before it knows it. Filled
+	// in by the daemon; it is ignored in a PUT.
+	Plugin string `json:"plugin,omitempty"`
 	// Status is what the daemon saw last; it is ignored in a PUT.
 	Status *NetworkStatus `json:"status,omitempty"`
 }
@@ -106,7 +114,12 @@ func (n *Network) Validate() error {
 		}
 	}
 	if n.Driver != "" {
-		if err := checkName(noun, "driver", n.Driver, 32); err != nil {
+		if err := checkPlugin(noun, "driver", n.Driver); err != nil {
+			return err
+		}
+	}
+	if n.IPAM != "" {
+		if err := checkPlugin(noun, "ipam", n.IPAM); err != nil {
 			return err
 		}
 	}
@@ -130,12 +143,27 @@ func (n *Network) Validate() error {
 			return err
 		}
 	}
-	for k, v := range n.Options {
-		if k == "" || len(k) > 256 || len(v) > 4096 {
-			return FieldError(noun, "options", k, "is no option", "keys of 1 to 256 bytes and values of at most 4096")
+	for field, options := range map[string]map[string]string{"options": n.Options, "ipamOptions": n.IPAMOptions} {
+		for k, v := range options {
+			if k == "" || len(k) > 256 || len(v) > 4096 {
+				return FieldError(noun, field, k, "is no option", "keys of 1 to 256 bytes and values of at most 4096")
+			}
 		}
 	}
 	return checkLabels(noun, n.Labels)
+}
+
+// checkPlugin holds the name of a driver to a word, or two with a colon between: the second names somebody else's plugin
+// and may become part of a path.
+func checkPlugin(noun, field, name string) error {
+	kind, plugin, two := strings.Cut(name, ":")
+	if err := checkName(noun, field, kind, 32); err != nil {
+		return err
+	}
+	if !two {
+		return nil
+	}
+	return checkName(noun, field, plugin, 64)
 }
 
 func (n *Network) validateSubnets(noun string) error {

@@ -204,6 +204,8 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	if err != nil {
 		return nil, err
 	}
+	m.facts = k.Facts
+	m.links = func(ctx context.Context) ([]kernel.Object, error) { return k.List(ctx, kernel.Scope{Links: true}) }
 	d := &daemon{opts: o, log: log, kernel: k, machine: m, want: desired.New(), relays: loopback.New(log)}
 	manager, err := handover.Start()
 	if err != nil {
@@ -219,7 +221,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.leases = dhcp.New(k, leases{store}, log.With("part", "dhcp"), o.DHCP)
 	d.loop = reconcile.New(k, d.want, log)
 	d.engine = engine.New(engine.Config{
-		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(), Machine: m,
+		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), IPAMs: builtin.IPAMs(), Addons: builtin.Addons(), Machine: m,
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
@@ -259,6 +261,7 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.engine.Collect(ctx); err != nil {
 		d.log.Warn("collecting lost endpoints", "err", err)
 	}
+	start("plugins of others", func(ctx context.Context) error { d.engine.RunPlugins(ctx); return nil })
 	start("kernel notifications", d.watchKernel)
 	door, err := d.sockets.listen(sockAPI, d.opts.Socket, doors.SocketMode)
 	if err != nil {

@@ -9,9 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/kernel/linux"
 )
 
@@ -20,6 +22,9 @@ type machine struct {
 	log *slog.Logger
 	// ended is called after what was to be done for a process that ended.
 	ended func()
+	// links gives every interface of the machine, and facts what the machine uses them for.
+	links func(context.Context) ([]kernel.Object, error)
+	facts func(context.Context) (kernel.Facts, error)
 	own   uint64 // inode of the namespace that we work in
 
 	calls sync.WaitGroup
@@ -81,6 +86,55 @@ func (m *machine) CheckNetns(path string) (uint64, error) {
 		return 0, fmt.Errorf("can't be entered: %w", err)
 	}
 	return cookie, nil
+}
+
+// checkTime bounds CheckMovable, in which only the kernel is asked.
+const checkTime = 5 * time.Second
+
+// CheckMovable implements engine.Machine. An interface is in use if it has an address, other than one that it gave itself,
+// a default route, or others made on it; that of a plugin for a container has none of these.
+func (m *machine) CheckMovable(name string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), checkTime)
+	defer cancel()
+	f, err := m.facts(ctx)
+	if err != nil {
+		return err
+	}
+	all, err := m.links(ctx)
+	if err != nil {
+		return err
+	}
+	return movable(name, f, all)
+}
+
+func movable(name string, f kernel.Facts, all []kernel.Object) error {
+	l := f.Link(name)
+	switch {
+	case l == nil:
+		return errors.New("is not there")
+	case l.Ours:
+		return errors.New("is one of Seine's own")
+	case name == f.Default4 || name == f.Default6:
+		return errors.New("has the machine's default route")
+	}
+	for _, a := range l.Addrs {
+		if !a.Addr().IsLinkLocalUnicast() {
+			return fmt.Errorf("is in use by the machine: it has the address %s", a)
+		}
+	}
+	for _, o := range all {
+		x, ok := o.(*kernel.Link)
+		switch {
+		case !ok:
+		case x.Name == name && x.Type == kernel.Loopback:
+			return errors.New("is the machine's loopback")
+		case x.Name == name && x.Master != "":
+			return fmt.Errorf("is in use by the machine: it is a port of %q", x.Master)
+		case x.Name != name && (x.Master == name || x.Parent != nil && x.Parent.NS == "" && x.Parent.Name == name):
+			return fmt.Errorf("is in use by the machine: %q hangs on it", x.Name)
+		}
+	}
+	return nil
 }
 
 // ProcessStart implements engine.Machine.

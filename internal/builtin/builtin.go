@@ -6,6 +6,7 @@ import (
 	"github.com/seine-net/seine/internal/addon/portmap"
 	"github.com/seine-net/seine/internal/driver"
 	"github.com/seine-net/seine/internal/driver/bridge"
+	"github.com/seine-net/seine/internal/driver/cni"
 	"github.com/seine-net/seine/internal/driver/dummy"
 	"github.com/seine-net/seine/internal/driver/host"
 	"github.com/seine-net/seine/internal/driver/ipvlan"
@@ -19,6 +20,7 @@ import (
 func Drivers() map[string]driver.Driver {
 	return map[string]driver.Driver{
 		"bridge":  bridge.New(),
+		"cni":     cni.New(),
 		"dummy":   dummy.New(),
 		"host":    host.New(),
 		"ipvlan":  ipvlan.New(),
@@ -27,6 +29,11 @@ func Drivers() map[string]driver.Driver {
 		"ptp":     ptp.New(),
 		"vlan":    vlan.New(),
 	}
+}
+
+// IPAMs gives every IPAM that takes the place of the daemon's own, under the name that a network asks for it by.
+func IPAMs() map[string]driver.Attacher {
+	return map[string]driver.Attacher{}
 }
 
 // Addons gives every addon; each decides by the endpoint whether it has something to do.

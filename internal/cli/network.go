@@ -23,10 +23,10 @@ func (a *app) networkCommand() *cobra.Command {
 
 // networkFlags are what a network can be given on the command line.
 type networkFlags struct {
-	driver, iface                    string
+	driver, ipam, iface              string
 	subnets, gateways, ranges        []string
 	reserve, aliases, options        []string
-	labels                           []string
+	labels, ipamOptions              []string
 	ipv4, ipv6, internal, icc, masqu bool
 	mtu                              int
 }
@@ -34,7 +34,7 @@ type networkFlags struct {
 func (f *networkFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.SortFlags = false
-	fl.StringVarP(&f.driver, "driver", "d", "", "`NAME` of how containers get their interface: bridge, ptp, null (default bridge)")
+	fl.StringVarP(&f.driver, "driver", "d", "", "`NAME` of how containers get their interface: bridge, ptp, null, cni, docker:PLUGIN (default bridge)")
 	fl.StringArrayVar(&f.subnets, "subnet", nil, "`RANGE` of addresses, at most one of each family (default from the daemon's pools)")
 	fl.StringArrayVar(&f.gateways, "gateway", nil, "the machine's `ADDRESS` in a subnet (default the first)")
 	fl.StringArrayVar(&f.ranges, "ip-range", nil, "`RANGE`, a part of a subnet, that addresses are given out from (default all)")
@@ -48,6 +48,8 @@ func (f *networkFlags) register(cmd *cobra.Command) {
 	fl.IntVar(&f.mtu, "mtu", 0, "`BYTES` (default that of the machine's way out)")
 	fl.StringVar(&f.iface, "interface", "", "`NAME` of the bridge on the machine (default from the network's name)")
 	fl.StringArrayVar(&f.options, "opt", nil, "`KEY=VALUE` for the driver; may be repeated")
+	fl.StringVar(&f.ipam, "ipam", "", "`NAME` of who gives out addresses: docker:PLUGIN (default the daemon)")
+	fl.StringArrayVar(&f.ipamOptions, "ipam-opt", nil, "`KEY=VALUE` for the IPAM plugin; may be repeated")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "`KEY=VALUE` of your own; may be repeated")
 }
 
@@ -56,6 +58,9 @@ func (f *networkFlags) apply(cmd *cobra.Command, n *api.Network) error {
 	given := cmd.Flags().Changed
 	if given("driver") {
 		n.Driver = f.driver
+	}
+	if given("ipam") {
+		n.IPAM = f.ipam
 	}
 	if given("interface") {
 		n.Interface = f.iface
@@ -93,7 +98,7 @@ func (f *networkFlags) apply(cmd *cobra.Command, n *api.Network) error {
 		flag string
 		args []string
 		into *map[string]string
-	}{{"--opt", f.options, &n.Options}, {"--label", f.labels, &n.Labels}} {
+	}{{"--opt", f.options, &n.Options}, {"--ipam-opt", f.ipamOptions, &n.IPAMOptions}, {"--label", f.labels, &n.Labels}} {
 		pairs, err := parsePairs(p.flag, p.args)
 		if err != nil {
 			return err

@@ -46,6 +46,14 @@ type Uses struct {
 	Router bool
 	// Options are the keys of Network.Options that the driver knows, with what they mean.
 	Options map[string]string
+	// PluginAddresses: the network has no subnets; its endpoints get their addresses by an Attacher.
+	PluginAddresses bool
+	// AnyOption: all keys of Network.Options are passed on to a plugin, which knows them.
+	AnyOption bool
+	// Named: the driver's name is followed by a colon and the name of a plugin.
+	Named bool
+	// NamesInterface: what the interface in the sandbox is called is known after attaching.
+	NamesInterface bool
 }
 
 // Completer is a driver that knows more about its networks than Uses says.

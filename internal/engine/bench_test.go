@@ -31,6 +31,7 @@ type anywhere struct{}
 
 func (anywhere) CheckNetns(string) (uint64, error) { return 0, nil }
 func (anywhere) ProcessStart(int) (uint64, error)  { return 1, nil }
+func (anywhere) CheckMovable(string) error         { return nil }
 func (anywhere) WatchProcess(int, uint64, func())  {}
 
 // BenchmarkAttach is the engine's own share of an attach and a detach at a number of endpoints that are there, and the

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/seine-net/seine/api"
@@ -49,8 +50,10 @@ func (e *Engine) Endpoints(context.Context) ([]api.Endpoint, error) {
 func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 	st := &api.EndpointStatus{State: api.Attached}
 	n, _ := e.Store.Network(ep.Network)
+	d := e.driver(n.Driver)
+	_, foreign := d.(driver.Attacher)
 	for _, s := range n.Subnets {
-		if a := ep.Address(s.Prefix.Addr().Is4()); a.IsValid() {
+		if a := ep.Address(s.Prefix.Addr().Is4()); a.IsValid() && !foreign {
 			st.Prefixes = append(st.Prefixes, netip.PrefixFrom(a, s.Prefix.Bits()))
 			if !n.Internal && s.Gateway.IsValid() {
 				st.Gateways = append(st.Gateways, s.Gateway)
@@ -60,7 +63,7 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 	if len(st.Prefixes) > 0 {
 		st.MTU = n.MTU
 		st.Search, st.DNSOptions = resolverOptions(n)
-		if d := e.Drivers[n.Driver]; d != nil {
+		if d != nil {
 			_, st.HostInterface = d.Interfaces(n, ep)
 			st.DNS = driver.OwnAddrs(d, n)
 		}
@@ -72,6 +75,12 @@ func (e *Engine) endpointStatus(ep api.Endpoint) api.Endpoint {
 				}
 			}
 		}
+	}
+	if foreign && ep.Plugin != nil {
+		e.pluginStatus(n, ep, st)
+	}
+	if ep.Plugin == nil && len(e.parties(n)) > 0 {
+		st.State, st.Error = api.Pending, e.plugins.why(api.EndpointNoun(ep.Network, ep.Name))
 	}
 	keys := e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))
 	if err := e.Loop.Cause(keys); err != nil {
@@ -104,6 +113,14 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 	if err != nil {
 		return ep, err
 	}
+	before := ep.Plugin
+	if ep, err = e.attach(ctx, ep); err != nil {
+		if changed {
+			e.undoEndpoint(ctx, old, ep)
+		}
+		return ep, err
+	}
+	changed = changed || ep.Plugin != before
 	keys, err := e.setEndpoint(ep)
 	if old != nil && old.Sandbox.Cookie != ep.Sandbox.Cookie { // nothing of before is in the other namespace
 		e.Loop.Touch(e.Want.Keys(driver.EndpointOwner(ep.Network, ep.Name))...)
@@ -136,10 +153,10 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 // no longer looked for. A caller that is not told so, as the daemon ended before, finds it made when it asks again.
 func (e *Engine) handOver(ep api.Endpoint) (api.Endpoint, error) {
 	n, _ := e.Store.Network(ep.Network)
-	if !ep.Sandbox.Handoff || ep.Sandbox.Taken || e.Drivers[n.Driver] == nil {
+	if !ep.Sandbox.Handoff || ep.Sandbox.Taken || e.driver(n.Driver) == nil {
 		return ep, nil
 	}
-	if _, end := e.Drivers[n.Driver].Interfaces(n, ep); end != "" {
+	if _, end := e.driver(n.Driver).Interfaces(n, ep); end != "" {
 		return ep, nil
 	}
 	ep.Sandbox.Taken = true
@@ -191,10 +208,13 @@ func (e *Engine) storeEndpoint(ep api.Endpoint, match uint64) (old *api.Endpoint
 	if !ok {
 		return nil, ep, false, api.Errorf(api.NotFound, noun, "network %q does not exist", ep.Network)
 	}
-	ep.Status, ep.Revision, ep.Created, ep.Sandbox.Taken = nil, 0, "", false
+	ep.Status, ep.Revision, ep.Created, ep.Plugin, ep.Sandbox.Taken = nil, 0, "", was.Plugin, false
 	if exists {
 		old = &was
 		keep(&ep, was)
+		if err := e.checkAttached(noun, n, ep, was); err != nil {
+			return old, ep, false, err
+		}
 	}
 	if err := e.completeEndpoint(noun, n, &ep, old); err != nil {
 		return old, ep, false, err
@@ -216,6 +236,25 @@ func (e *Engine) storeEndpoint(ep api.Endpoint, match uint64) (old *api.Endpoint
 	}
 	e.index(ep)
 	return old, c.PutEndpoints[0], true, nil
+}
+
+// checkAttached refuses to change what a plugin was told when it attached the endpoint: no plugin can be told anew.
+func (e *Engine) checkAttached(noun string, n api.Network, ep, was api.Endpoint) error {
+	if was.Plugin == nil {
+		return nil
+	}
+	fixed := map[string][2]any{"addresses": {ep.Addresses, was.Addresses}}
+	if e.attacher("driver", n.Driver) != nil {
+		maps.Copy(fixed, map[string][2]any{"ports": {ep.Ports, was.Ports}, "mac": {ep.MAC, was.MAC}, "sandbox": {ep.Sandbox, was.Sandbox}})
+	}
+	for field, v := range fixed {
+		if !reflect.DeepEqual(v[0], v[1]) {
+			err := api.FieldError(noun, field, v[0], "can't be changed: its plugin was told another when it attached it", fmt.Sprintf("%v, or to detach first", v[1]))
+			err.Code = api.Conflict
+			return err
+		}
+	}
+	return nil
 }
 
 // keep fills what a change leaves out from the endpoint as it is stored.
@@ -252,7 +291,12 @@ func keep(ep *api.Endpoint, was api.Endpoint) {
 // completeEndpoint checks an endpoint against its network and the other endpoints, and gives it what it left to the
 // daemon. With an error nothing is reserved. e.mu is held.
 func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, old *api.Endpoint) error {
-	uses := e.Drivers[n.Driver].Uses()
+	d := e.driver(n.Driver)
+	if d == nil {
+		return api.Errorf(api.Internal, noun, "driver %q is not known", n.Driver)
+	}
+	uses := d.Uses()
+	_, foreign := d.(driver.Attacher)
 	if ep.Sandbox.Handoff && !uses.Handoff {
 		return api.FieldError(noun, "sandbox.handoff", true, fmt.Sprintf("can't be had with driver %q", n.Driver), "the path of a network namespace in sandbox.netns")
 	}
@@ -262,7 +306,7 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 	if !uses.Sandbox && ep.Sandbox.Netns != "" {
 		return api.FieldError(noun, "sandbox.netns", ep.Sandbox.Netns, fmt.Sprintf("has no meaning for driver %q", n.Driver), "none: its endpoints use the machine's own network")
 	}
-	if !uses.Subnets && (len(ep.Addresses) > 0 || ep.MAC != "") {
+	if !uses.Subnets && !uses.PluginAddresses && (len(ep.Addresses) > 0 || ep.MAC != "") {
 		return api.FieldError(noun, "addresses", ep.Addresses, fmt.Sprintf("have no meaning for driver %q", n.Driver), "none, and no MAC")
 	}
 	if len(ep.Ports) > 0 && !uses.Ports {
@@ -282,11 +326,11 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 	if err := e.placeEndpoint(noun, uses, ep, old); err != nil {
 		return err
 	}
-	if uses.Subnets {
+	if uses.Subnets && (n.IPAM == "" || ep.Plugin != nil) {
 		if err := e.reserve(noun, n, ep, old); err != nil {
 			return err
 		}
-		if ep.MAC == "" && len(ep.Addresses) > 0 && limits.NoMAC == "" {
+		if ep.MAC == "" && len(ep.Addresses) > 0 && limits.NoMAC == "" && !foreign {
 			ep.MAC = driver.MAC(ep.Addresses[0])
 		}
 	}
@@ -299,7 +343,7 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 
 // checkLimits refuses what the endpoints of a network can't have; e.mu is held.
 func (e *Engine) checkLimits(noun string, n api.Network, ep api.Endpoint) (driver.Limits, error) {
-	d, ok := e.Drivers[n.Driver].(driver.Limited)
+	d, ok := e.driver(n.Driver).(driver.Limited)
 	if !ok {
 		return driver.Limits{}, nil
 	}
@@ -320,7 +364,7 @@ func (e *Engine) checkLimits(noun string, n api.Network, ep api.Endpoint) (drive
 
 // placeEndpoint gives the endpoint its index and interface name among those of its sandbox.
 func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, old *api.Endpoint) error {
-	if !uses.Sandbox || !uses.Subnets {
+	if !uses.Sandbox || !uses.Subnets && !uses.PluginAddresses {
 		return nil
 	}
 	if ep.Sandbox.Handoff { // the name inside is the caller's to choose
@@ -340,9 +384,18 @@ func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, 
 			ep.Index++
 		}
 	}
+	prefix := "eth"
+	if uses.NamesInterface {
+		if ep.Plugin == nil {
+			return nil // it is asked again when that is known
+		}
+		if ep.Plugin.Prefix != "" {
+			prefix = ep.Plugin.Prefix
+		}
+	}
 	if ep.Sandbox.Interface == "" {
 		for i := ep.Index; ; i++ {
-			if ep.Sandbox.Interface = fmt.Sprintf("eth%d", i); names[ep.Sandbox.Interface] == "" {
+			if ep.Sandbox.Interface = prefix + strconv.Itoa(i); names[ep.Sandbox.Interface] == "" {
 				break
 			}
 		}
@@ -570,6 +623,7 @@ func (e *Engine) DropEndpoint(ctx context.Context, network, name string, match u
 			return err
 		}
 		e.Loop.Later(keys)
+		e.plugins.poke()
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.unindex(ep)
@@ -582,7 +636,7 @@ func (e *Engine) DropEndpoint(ctx context.Context, network, name string, match u
 
 // HandsOff reports whether a driver is known and leaves interfaces to the caller to move (api.Sandbox.Handoff).
 func (e *Engine) HandsOff(driver string) bool {
-	d := e.Drivers[driver]
+	d := e.driver(driver)
 	return d != nil && d.Uses().Handoff
 }
 
@@ -624,12 +678,17 @@ func (e *Engine) dropEndpoint(ctx context.Context, ep api.Endpoint) error {
 		return err
 	}
 	err = e.Loop.Sync(ctx, keys)
+	back := e.takeBack(ctx, ep.Network, ep.Name, "")
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.unindex(ep)
 	if err != nil {
 		e.leaving[ep.Key()] = leaving{ep, keys}
 		return refused(api.EndpointNoun(ep.Network, ep.Name), fmt.Errorf("it is detached, but the kernel is not clean yet; this is tried again: %w", err))
+	}
+	if back != nil {
+		e.leaving[ep.Key()] = leaving{ep, keys}
+		return refused(api.EndpointNoun(ep.Network, ep.Name), fmt.Errorf("it is detached, but not by its plugin yet; this is tried again: %w", back))
 	}
 	if n, ok := e.Store.Network(ep.Network); ok {
 		e.release(n, ep, nil)
@@ -643,7 +702,7 @@ type leaving struct {
 	keys     []kernel.Key
 }
 
-// releaseLeft gives back the addresses of detached endpoints of which the kernel holds nothing any more.
+// releaseLeft gives back the addresses of detached endpoints of which the kernel and plugins hold nothing any more.
 func (e *Engine) releaseLeft(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, undoTime)
 	defer cancel()
@@ -651,7 +710,7 @@ func (e *Engine) releaseLeft(ctx context.Context) {
 	left := maps.Clone(e.leaving)
 	e.mu.Unlock()
 	for key, l := range left {
-		if e.Loop.Sync(ctx, l.keys) != nil {
+		if e.Loop.Sync(ctx, l.keys) != nil || e.leftWithPlugins(l.endpoint) {
 			continue
 		}
 		e.mu.Lock()

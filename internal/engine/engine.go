@@ -70,16 +70,20 @@ type Machine interface {
 	CheckNetns(path string) (cookie uint64, err error)
 	// ProcessStart gives the start time of a process (proc_pid_stat(5), field 22), an error if there is none.
 	ProcessStart(pid int) (uint64, error)
+	// CheckMovable says why an interface of the machine can't be moved into a sandbox: it is not there, or in use.
+	CheckMovable(link string) error
 	// WatchProcess calls gone once when the process has ended or is another one than started then; it does not block.
 	WatchProcess(pid int, start uint64, gone func())
 }
 
-// Config is what an Engine is made of. All fields but Names and Relays are required.
+// Config is what an Engine is made of. All fields but IPAMs, Names and Relays are required.
 type Config struct {
 	Store   *state.Store
 	Want    *desired.Set
 	Loop    *reconcile.Reconciler
 	Drivers map[string]driver.Driver
+	// IPAMs give out addresses in the place of the daemon; may be nil.
+	IPAMs   map[string]driver.Attacher
 	Addons  map[string]addon.Addon
 	Machine Machine
 	Names   Names
@@ -107,6 +111,8 @@ type Engine struct {
 	since time.Time
 	busy  keyLock // one verb at a time per network and per endpoint
 
+	plugins refusedPlugins
+
 	mu    sync.Mutex // guards what follows and the order of commits
 	facts kernel.Facts
 	pools map[string][]*pool.Pool
@@ -122,6 +128,7 @@ func New(c Config, facts kernel.Facts) *Engine {
 	e := &Engine{Config: c, since: time.Now().UTC(), facts: facts, pools: map[string][]*pool.Pool{}, ports: map[portKey][]portUse{},
 		sandboxes: map[string][]string{}, leaving: map[string]leaving{}}
 	e.busy.held = map[string]chan struct{}{}
+	e.plugins.by, e.plugins.wake = map[string]*refusal{}, make(chan struct{}, 1)
 	return e
 }
 
@@ -325,7 +332,7 @@ func (e *Engine) setMachine() error {
 
 // setNetwork computes a network's objects and hands them to the desired set.
 func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
-	d := e.Drivers[n.Driver]
+	d := e.driver(n.Driver)
 	if d == nil {
 		return nil, fmt.Errorf("driver %q is not known", n.Driver)
 	}
@@ -350,14 +357,17 @@ func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
 	if !ok {
 		return nil, fmt.Errorf("network %q is not known", ep.Network)
 	}
-	d := e.Drivers[n.Driver]
+	d := e.driver(n.Driver)
 	if d == nil {
 		return nil, fmt.Errorf("driver %q is not known", n.Driver)
 	}
+	if len(e.parties(n)) > 0 && ep.Plugin == nil {
+		return nil, nil // not attached yet
+	}
 	f := e.Facts()
 	objects, err := d.Objects(n, ep, f)
-	if err != nil {
-		return nil, err
+	if _, foreign := d.(driver.Attacher); err != nil || foreign { // the rest is the plugin's
+		return objects, err
 	}
 	at := addon.Place{Owner: driver.EndpointOwner(ep.Network, ep.Name)}
 	at.HostInterface, _ = d.Interfaces(n, ep)
@@ -373,7 +383,7 @@ func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
 
 // via is the machine's interface of a network, or one that is named alike where each endpoint has its own.
 func (e *Engine) via(n api.Network) string {
-	if d := e.Drivers[n.Driver]; d != nil {
+	if d := e.driver(n.Driver); d != nil {
 		via, _ := d.Interfaces(n, api.Endpoint{})
 		return via
 	}

@@ -39,6 +39,10 @@ type rig struct {
 	cookies map[string]uint64
 	procs   *processes
 	guests  atomic.Pointer[[]netip.Prefix]
+	boot    string
+	// foreign is the program behind driver and IPAM "theirs", lie changes what it gives.
+	foreign *program
+	lie     func(*api.Endpoint)
 
 	*engine.Engine
 	store *state.Store
@@ -53,7 +57,7 @@ func newRig(t testing.TB) *rig {
 		dir = t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	r := &rig{t: t, kernel: fake.New(), path: filepath.Join(dir, "state.db"), procs: &processes{gone: map[int][]func(){}}}
+	r := &rig{t: t, kernel: fake.New(), path: filepath.Join(dir, "state.db"), boot: "boot", procs: &processes{gone: map[int][]func(){}}}
 	r.start()
 	t.Cleanup(func() { r.stop() })
 	return r
@@ -77,8 +81,12 @@ func (r *rig) start() {
 		running.Wait()
 		r.store.Close()
 	}
-	r.Engine = engine.New(engine.Config{Store: r.store, Want: r.want, Loop: loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(),
-		Machine: machine{r}, Log: log, DNSPort: 5380, DNSFixed: r.fixed, Names: guestList{r}, Node: "n1", Version: "test", Boot: "boot",
+	drivers, ipams := builtin.Drivers(), builtin.IPAMs()
+	if r.foreign != nil {
+		drivers["theirs"], ipams["theirs"] = &liar{&plugin{r.foreign, false}, r}, &plugin{r.foreign, true}
+	}
+	r.Engine = engine.New(engine.Config{Store: r.store, Want: r.want, Loop: loop, Drivers: drivers, IPAMs: ipams, Addons: builtin.Addons(),
+		Machine: machine{r}, Log: log, DNSPort: 5380, DNSFixed: r.fixed, Names: guestList{r}, Node: "n1", Version: "test", Boot: r.boot,
 		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/14"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
 	}, r.facts)
 	if err := r.Load(ctx); err != nil {
@@ -197,6 +205,14 @@ func (m machine) ProcessStart(pid int) (uint64, error) {
 		return 0, fmt.Errorf("no process %d", pid)
 	}
 	return uint64(pid) * 10, nil
+}
+
+func (m machine) CheckMovable(link string) error {
+	objs, err := m.r.kernel.List(context.Background(), kernel.Scope{Objects: []kernel.Object{&kernel.Link{Name: link}}})
+	if err == nil && len(objs) == 0 {
+		return errors.New("is not there")
+	}
+	return err
 }
 
 func (m machine) WatchProcess(pid int, _ uint64, gone func()) { m.r.procs.watch(pid, gone) }

@@ -39,13 +39,15 @@ func (e *Engine) networkStatus(n api.Network, counts map[string]int) api.Network
 	n.Status = &api.NetworkStatus{Endpoints: counts[n.Name], Error: driver.Trouble(e.parents(n), e.Facts())}
 	if err := e.Loop.Cause(e.Want.Keys(driver.NetworkOwner(n.Name))); err != nil {
 		n.Status.Error = err.Error()
+	} else if n.Plugin == "" && len(e.parties(n)) > 0 {
+		n.Status.Error = e.plugins.why(api.NetworkNoun(n.Name))
 	}
 	return n
 }
 
 // parents names the links of the machine that a network hangs on, and that need not be ours.
 func (e *Engine) parents(n api.Network) []string {
-	if p, ok := e.Drivers[n.Driver].(driver.Parented); ok {
+	if p, ok := e.driver(n.Driver).(driver.Parented); ok {
 		return p.Parents(n)
 	}
 	return nil
@@ -64,9 +66,29 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 		return n, refused(noun, err)
 	}
 	defer unlock()
-	old, n, changed, err := e.storeNetwork(n, match)
+	if err := e.checkIPAM(noun, n); err != nil {
+		return n, err
+	}
+	id, begun, err := e.requestSubnets(ctx, &n)
 	if err != nil {
 		return n, err
+	}
+	old, n, changed, err := e.storeNetwork(n, match)
+	if err != nil && begun != nil {
+		err = e.giveUp(ctx, n.Name, err)
+	}
+	if err != nil {
+		return n, err
+	}
+	if n.Plugin == "" {
+		made, err := e.setup(ctx, n, id, begun)
+		if err != nil {
+			if changed {
+				e.undoNetwork(ctx, old, n)
+			}
+			return n, err
+		}
+		changed, n = changed || made.Plugin != "", made
 	}
 	if !changed {
 		return e.Network(ctx, n.Name)
@@ -87,7 +109,7 @@ func (e *Engine) storeNetwork(n api.Network, match uint64) (old *api.Network, _ 
 	if err := checkRevision(noun, match, exists, was.Revision); err != nil {
 		return nil, n, false, err
 	}
-	n.Status, n.Meta.Revision, n.Created = nil, 0, ""
+	n.Status, n.Meta.Revision, n.Created, n.Plugin = nil, 0, "", was.Plugin
 	if exists {
 		old = &was
 		n.Created = was.Created
@@ -135,6 +157,12 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 		n.Masquerade = was.Masquerade
 	}
 	n.Options = merged(was.Options, n.Options)
+	if n.IPAM == "" {
+		n.IPAM = was.IPAM
+	}
+	if n.IPAMOptions == nil {
+		n.IPAMOptions = was.IPAMOptions
+	}
 	if n.Labels == nil {
 		n.Labels = was.Labels
 	}
@@ -156,7 +184,8 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 		field    string
 		was, now any
 	}{{"driver", was.Driver, n.Driver}, {"family", was.Family, n.Family}, {"mtu", was.MTU, n.MTU},
-		{"interface", was.Interface, n.Interface}, {"options", was.Options, n.Options}, {"subnets", shape(was), shape(*n)}}
+		{"interface", was.Interface, n.Interface}, {"options", was.Options, n.Options},
+		{"ipam", was.IPAM, n.IPAM}, {"ipamOptions", was.IPAMOptions, n.IPAMOptions}, {"subnets", shape(was), shape(*n)}}
 	for _, f := range fixed {
 		if !reflect.DeepEqual(f.was, f.now) {
 			err := api.FieldError(noun, f.field, f.now, "can't be changed", fmt.Sprint(f.was))
@@ -183,7 +212,7 @@ func merged(was, more map[string]string) map[string]string {
 // gateways gives subnets the gateways that they were not given: the machine's own addresses, where the network's gateway
 // is the machine.
 func (e *Engine) gateways(n *api.Network) {
-	if e.Drivers[n.Driver] == nil || e.Drivers[n.Driver].Uses().Router {
+	if e.driver(n.Driver) == nil || e.driver(n.Driver).Uses().Router {
 		return
 	}
 	for i := range n.Subnets {
@@ -195,7 +224,7 @@ func (e *Engine) gateways(n *api.Network) {
 
 // complete has the driver check a network and write its defaults into it; e.mu is held.
 func (e *Engine) complete(n *api.Network, isNew bool) error {
-	d, ok := e.Drivers[n.Driver].(driver.Completer)
+	d, ok := e.driver(n.Driver).(driver.Completer)
 	if !ok {
 		return nil
 	}
@@ -241,7 +270,7 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 			return err
 		}
 	}
-	if !e.Drivers[n.Driver].Uses().Subnets {
+	if !e.driver(n.Driver).Uses().Subnets {
 		n.Family = ""
 		return nil
 	}
@@ -257,7 +286,8 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 		}
 	}
 	parents := e.parents(*n)
-	if n.MTU == 0 && len(parents) == 0 {
+	foreign := e.attacher("driver", n.Driver) != nil
+	if n.MTU == 0 && len(parents) == 0 && !foreign {
 		n.MTU = e.facts.PathMTU()
 	}
 	if n.Subnet6() != nil && n.MTU < 1280 && n.MTU != 0 {
@@ -289,11 +319,21 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 
 // checkUse refuses what the driver would ignore.
 func (e *Engine) checkUse(noun string, n api.Network) error {
-	d := e.Drivers[n.Driver]
+	d := e.driver(n.Driver)
 	if d == nil {
-		return api.FieldError(noun, "driver", n.Driver, "is not known", strings.Join(slices.Sorted(mapKeys(e.Drivers)), ", "))
+		var known []string
+		for _, name := range slices.Sorted(mapKeys(e.Drivers)) {
+			if e.Drivers[name].Uses().Named {
+				name += ":NAME"
+			}
+			known = append(known, name)
+		}
+		return api.FieldError(noun, "driver", n.Driver, "is not known", strings.Join(known, ", "))
 	}
 	uses := d.Uses()
+	if n.IPAM != "" && !uses.Subnets {
+		return api.FieldError(noun, "ipam", n.IPAM, fmt.Sprintf("has no meaning for driver %q", n.Driver), "none")
+	}
 	if uses.Subnets {
 		if err := checkResolver(noun, n); err != nil {
 			return err
@@ -303,13 +343,16 @@ func (e *Engine) checkUse(noun string, n api.Network) error {
 		if uses.Subnets && isDNSOption(k) {
 			continue
 		}
-		if _, ok := uses.Options[k]; !ok {
+		if _, ok := uses.Options[k]; !ok && !uses.AnyOption {
 			want := "no options"
 			if len(uses.Options) > 0 {
 				want = strings.Join(slices.Sorted(maps.Keys(uses.Options)), ", ")
 			}
 			return api.FieldError(noun, "options", k, fmt.Sprintf("is no option of driver %q", n.Driver), want)
 		}
+	}
+	if _, foreign := d.(driver.Attacher); foreign && (n.ICC != nil || n.Masquerade != nil) {
+		return api.FieldError(noun, "icc and masquerade", "", fmt.Sprintf("are up to the plugin with driver %q", n.Driver), "none; the plugin may have an option")
 	}
 	if uses.Subnets {
 		if n.Interface != "" && n.Driver != "bridge" {
@@ -325,6 +368,24 @@ func (e *Engine) checkUse(noun string, n api.Network) error {
 		if !reflect.ValueOf(value).IsZero() {
 			return api.FieldError(noun, field, fmt.Sprint(value), fmt.Sprintf("has no meaning for driver %q", n.Driver), "none")
 		}
+	}
+	return nil
+}
+
+// checkIPAM refuses an IPAM that is not known.
+func (e *Engine) checkIPAM(noun string, n api.Network) error {
+	kind, plugin, _ := strings.Cut(n.IPAM, ":")
+	switch {
+	case n.IPAM == "" && len(n.IPAMOptions) > 0:
+		return api.FieldError(noun, "ipamOptions", n.IPAMOptions, "have no meaning without an IPAM plugin", "none, or ipam")
+	case n.IPAM != "" && (e.IPAMs[kind] == nil || plugin == ""):
+		var known []string
+		for _, name := range slices.Sorted(maps.Keys(e.IPAMs)) {
+			known = append(known, name+":NAME")
+		}
+		return api.FieldError(noun, "ipam", n.IPAM, "is not known", strings.Join(append(known, "none for the daemon's own"), ", "))
+	case n.IPAM != "" && n.Driver != "" && e.driver(n.Driver) != nil && !e.driver(n.Driver).Uses().Subnets:
+		return api.FieldError(noun, "ipam", n.IPAM, fmt.Sprintf("has no meaning for driver %q", n.Driver), "none")
 	}
 	return nil
 }
@@ -474,6 +535,7 @@ func (e *Engine) DropNetwork(ctx context.Context, name string, match uint64) err
 	return e.removeNetwork(ctx, name, match, func(_ context.Context, name string) error {
 		keys, err := e.takeNetworkOut(name)
 		e.Loop.Later(keys)
+		e.plugins.poke()
 		return err
 	})
 }
@@ -504,6 +566,9 @@ func (e *Engine) dropNetwork(ctx context.Context, name string) error {
 	}
 	if err := e.Loop.Sync(ctx, keys); err != nil {
 		return refused(api.NetworkNoun(name), fmt.Errorf("it is removed, but the kernel is not clean yet; this is tried again: %w", err))
+	}
+	if err := e.takeBack(ctx, name, "", ""); err != nil {
+		return refused(api.NetworkNoun(name), fmt.Errorf("it is removed, but not by its plugin yet; this is tried again: %w", err))
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ func (e *Engine) Node(context.Context) (api.Node, error) {
 	for k, err := range e.Loop.Problems() {
 		n.Problems = append(n.Problems, fmt.Sprintf("%s: %v", k, err))
 	}
+	n.Problems = append(n.Problems, e.pluginProblems()...)
 	slices.Sort(n.Problems)
 	return n, nil
 }
@@ -47,6 +48,7 @@ func (e *Engine) Plan(ctx context.Context, owner string) (api.Plan, error) {
 		}
 		plan.Changes = append(plan.Changes, out)
 	}
+	plan.Changes = append(plan.Changes, e.checkPlugins(ctx, owner)...)
 	return plan, nil
 }
 
@@ -86,6 +88,7 @@ func (e *Engine) Reset(ctx context.Context) error {
 	if err := e.Loop.SyncAll(ctx); err != nil {
 		return refused("reset", err)
 	}
+	e.resetPlugins(ctx)
 	return refusedOrNil("reset", e.Store.ForgetValues())
 }
 
@@ -153,6 +156,9 @@ func (e *Engine) Doctor(context.Context) ([]api.Finding, error) {
 	out = append(out, e.fixedFindings(f)...)
 	for k, err := range problems {
 		add("problem", "kernel", fmt.Sprintf("%s: %v", k, err), "it is tried again with growing delays")
+	}
+	for _, p := range e.pluginProblems() {
+		add("problem", "plugins", p, "it is tried again with growing delays")
 	}
 	if e.Findings != nil {
 		out = append(out, e.Findings()...)

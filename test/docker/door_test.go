@@ -90,6 +90,7 @@ type noMachine struct{}
 
 func (noMachine) CheckNetns(string) (uint64, error) { return 0, nil }
 func (noMachine) ProcessStart(int) (uint64, error)  { return 0, errors.New("no such process") }
+func (noMachine) CheckMovable(string) error         { return nil }
 func (noMachine) WatchProcess(int, uint64, func())  {}
 
 // ask makes one call, and checks that an error is one in the words of both drivers.

@@ -126,6 +126,7 @@ func (p *parts) leave(name string) {
 	}
 }
 func (p *parts) ProcessStart(int) (uint64, error) { return 1, nil }
+func (p *parts) CheckMovable(string) error        { return nil }
 func (p *parts) WatchProcess(int, uint64, func()) {}
 func (p *parts) box(name string) string {
 	if p.boxes[name] == nil {

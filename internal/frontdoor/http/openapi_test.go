@@ -339,6 +339,7 @@ func TestDocumentHasEveryRoute(t *testing.T) {
 var schemaTypes = map[string]reflect.Type{
 	"Network": reflect.TypeFor[api.Network](), "Subnet": reflect.TypeFor[api.Subnet](), "NetworkStatus": reflect.TypeFor[api.NetworkStatus](),
 	"Endpoint": reflect.TypeFor[api.Endpoint](), "Sandbox": reflect.TypeFor[api.Sandbox](), "Port": reflect.TypeFor[api.Port](),
+	"Plugin": reflect.TypeFor[api.Plugin](), "PluginRoute": reflect.TypeFor[api.PluginRoute](),
 	"EndpointStatus": reflect.TypeFor[api.EndpointStatus](), "Container": reflect.TypeFor[api.Container](), "PublishedPort": reflect.TypeFor[api.PublishedPort](),
 	"Node": reflect.TypeFor[api.Node](), "Plan": reflect.TypeFor[api.Plan](), "Change": reflect.TypeFor[api.Change](),
 	"Finding": reflect.TypeFor[api.Finding](), "Event": reflect.TypeFor[api.Event](), "Error": reflect.TypeFor[api.Error](),
