@@ -36,6 +36,9 @@ var (
 		{pkg: "internal/cluster/blocks", may: []string{"internal/cluster/agreed"}, why: "who holds which addresses is agreed; who has one of them is the engine's"},
 		{pkg: "internal/cluster/etcd", may: []string{"internal/cluster/agreed"}, why: "one store of agreed truth; what is in it is not its business"},
 		{pkg: "internal/cluster/pki", why: "certificates and tokens; it opens and stores nothing"},
+		{pkg: "internal/cluster/gossip", may: []string{"internal/cluster/gossip/table"}, why: "it spreads bytes that nodes announce; what they mean, and what is done about them, is for others"},
+		{pkg: "internal/cluster/gossip/table", pure: true, why: "what two nodes have to tell each other is computed; clock, chance and sockets are package gossip's"},
+		{pkg: "internal/cluster/gossip/gossiptest", why: "a network in memory knows nothing of what goes over it"},
 		// 2: meaning
 		{pkg: "internal/driver", may: with(nouns, "internal/ruleset"), pure: true, why: "what every driver gets and gives"},
 		{pkg: "internal/driver/*", may: with(nouns, "internal/ruleset", "internal/driver"), pure: true, why: "a driver is replaced by deleting its folder: none may need another"},
@@ -76,7 +79,8 @@ var (
 	}
 	// What tests may import beyond what their package may: the fakes, the suites, the lab, and a real kernel.
 	forTests = []string{"internal/kernel/fake", "internal/kernel/kerneltest", "internal/kernel/linux", "internal/testkit",
-		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/cluster/pki", "internal/builtin", "internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
+		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/cluster/gossip/gossiptest", "internal/cluster/pki", "internal/builtin",
+		"internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
 	// notPure is what a pure package has no use for.
 	notPure = []string{"log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "sync", "syscall", "time"}
 )

@@ -35,6 +35,7 @@ var (
 			"internal/ipam/hostlocal", "internal/ipam/dhcp", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
 		{module: "k8s.io/cri-api", folders: []string{"test/runtimes"}, why: "the messages of the CRI, for a test that plays kubelet"},
 		{module: "google.golang.org/grpc", folders: []string{"test/runtimes"}, why: "what the CRI is spoken over; our own interfaces are HTTP"},
+		{module: "github.com/hashicorp/memberlist", folders: []string{"internal/cluster/gossip", "internal/cluster/gossip/gossiptest"}, why: "who is up can be found out by something else"},
 		{module: "go.uber.org/goleak", inTests: true, why: "it finds goroutines that nobody waited for"},
 	}
 )
