@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -35,11 +36,18 @@ type desk struct {
 	loop   *reconcile.Reconciler
 	engine *engine.Engine
 	door   *docker.Door
+	mortal *mortal // nil but in tests that kill the daemon within a call
 	stop   func()
 }
 
 func newDesk(t *testing.T) *desk {
-	d := &desk{T: t, kernel: fake.New(), path: filepath.Join(t.TempDir(), "state.db")}
+	// The tests write thousands of transactions: not to a disk, where there is a choice.
+	dir, err := os.MkdirTemp("/dev/shm", "seine-test-")
+	if err != nil {
+		dir = t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	d := &desk{T: t, kernel: fake.New(), path: filepath.Join(dir, "state.db")}
 	d.start()
 	t.Cleanup(func() { d.stop() })
 	// A machine has a network from its first start on. With it, forwarding and the table are there all the time.
@@ -74,7 +82,11 @@ func (d *desk) start() {
 	if err := d.engine.Load(ctx); err != nil {
 		d.Fatal(err)
 	}
-	d.door = docker.New(d.engine, d.store, log)
+	if d.mortal == nil {
+		d.door = docker.New(d.engine, d.store, log)
+	} else {
+		d.door = docker.New(mortalEngine{d.engine, d.mortal}, mortalBook{d.store, d.mortal}, log)
+	}
 }
 
 // restart is what SIGKILL and a new start are.
@@ -243,6 +255,7 @@ func TestRefused(t *testing.T) {
 	}
 	d.network(netID, "10.8.0.0/24", "")
 	d.ok("NetworkDriver.CreateEndpoint", `{`+ids+`,"Interface":{"Address":"10.8.0.7/24"}}`)
+	d.ok("NetworkDriver.Join", `{`+ids+`,"SandboxKey":%q}`, d.path) // a file that is there: it is alive
 	p := d.ok("IpamDriver.RequestPool", `{"Pool":"10.8.0.0/24"}`)["PoolID"]
 	other := `"NetworkID":"` + strings.Repeat("b", 64) + `"`
 	before := d.state()

@@ -226,7 +226,7 @@ func TestRangeOfNobody(t *testing.T) {
 	p := d.ok("IpamDriver.RequestPool", `{"Pool":"10.8.0.0/24"}`)["PoolID"]
 	d.ok("IpamDriver.RequestAddress", `{"PoolID":%q,"Options":{"RequestAddressType":"com.docker.network.gateway"}}`, p)
 	d.ok("IpamDriver.RequestAddress", `{"PoolID":%q,"Address":"10.8.0.9"}`, p)
-	d.network(netID, "10.8.0.0/24", "")
+	d.ok("NetworkDriver.CreateNetwork", `{"NetworkID":%q,"IPv4Data":[{"AddressSpace":"seine","Pool":"10.8.0.0/24","Gateway":"10.8.0.1/24","AuxAddresses":{"x":"10.8.0.9/24"}}]}`, netID)
 	d.ok("NetworkDriver.DeleteNetwork", `{"NetworkID":%q}`, netID)
 	if now := d.state(); now != before {
 		t.Errorf("left:\n%s\nwas:\n%s", now, before)

@@ -3,15 +3,32 @@ package docker
 import (
 	"context"
 	"errors"
-	"os"
 	"time"
+
+	"github.com/seine-net/seine/api"
 )
 
 // How long something may be without its use before Collect takes it for forgotten.
 const (
 	lostAfter   = time.Minute      // an endpoint whose sandbox's file is gone: Docker 20.10 makes it only after Join
-	unusedAfter = 10 * time.Minute // an endpoint that no sandbox joined, or that left; an address without an endpoint
+	unusedAfter = 10 * time.Minute // an endpoint that no sandbox joined, or that left; an address, a pool, a network
 )
+
+// absences tells for how long something has been without its use, as far as it was looked at.
+type absences struct {
+	before, now map[string]time.Time
+	at          time.Time
+}
+
+// reach reports whether what has no use has been so for at least after.
+func (a *absences) reach(what string, after time.Duration) bool {
+	since, ok := a.before[what]
+	if !ok {
+		since = a.at
+	}
+	a.now[what] = since
+	return a.at.Sub(since) >= after
+}
 
 // Collect removes what Docker has forgotten: it drops errors of Leave and Delete, and calls that it was killed before.
 // It is called now and then, by one goroutine.
@@ -20,39 +37,60 @@ func (d *Door) Collect(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	now, found := time.Now(), map[string]time.Time{}
-	gone := func(key string, after time.Duration) bool {
-		since, ok := d.absent[key]
-		if !ok {
-			since = now
-		}
-		found[key] = since
-		return now.Sub(since) >= after
+	nets, err := d.engine.Networks(ctx)
+	if err != nil {
+		return err
 	}
+	gone := &absences{before: d.absent, now: map[string]time.Time{}, at: time.Now()}
+	errs := []error{d.collectEndpoints(ctx, eps, gone), d.collectNetworks(ctx, nets, gone)}
+	for _, l := range d.ipam.unused(nets) {
+		if gone.reach(l.String(), unusedAfter) {
+			d.log.Info("Docker forgot what it had asked for: it is free again", "what", l)
+			errs = append(errs, d.ipam.forget(l))
+		}
+	}
+	d.absent = gone.now
+	return errors.Join(errs...)
+}
+
+func (d *Door) collectEndpoints(ctx context.Context, eps []api.Endpoint, gone *absences) error {
 	var errs []error
 	for _, ep := range eps {
 		if ep.Labels[LabelEndpoint] == "" {
 			continue
 		}
 		after := lostAfter
-		if path := ep.Labels[LabelSandbox]; path == "" {
+		if ep.Labels[LabelSandbox] == "" {
 			after = unusedAfter
-		} else if _, err := os.Lstat(path); err == nil || !errors.Is(err, os.ErrNotExist) {
+		} else if inSandbox(ep) {
 			continue
 		}
-		if gone(ep.Key()+" "+ep.Labels[LabelSandbox], after) {
-			d.log.Info("Docker forgot an endpoint: it is removed", "endpoint", ep.Key())
-			errs = append(errs, d.drop(ctx, ep))
+		if !gone.reach("endpoint "+ep.Key()+" "+ep.Labels[LabelSandbox], after) {
+			continue
+		}
+		err := d.engine.DropEndpoint(ctx, ep.Network, ep.Name, ep.Revision)
+		if code := api.CodeOf(err); err != nil && (code == api.Stale || code == api.NotFound) {
+			continue // it has found a use, or its end
+		}
+		d.log.Info("Docker forgot an endpoint: it is removed", "endpoint", ep.Key(), "err", err)
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// collectNetworks removes networks of which Docker gave back all that it had from our IPAM driver: it does so before it
+// removes a network, and only then.
+func (d *Door) collectNetworks(ctx context.Context, nets []api.Network, gone *absences) error {
+	var errs []error
+	for _, n := range nets {
+		if n.Labels[LabelNetwork] == "" || n.Labels[LabelIPAM] == "" || !d.dead(n, api.Network{}) {
+			continue
+		}
+		if gone.reach("network "+n.Name+" "+n.Labels[LabelNetwork], unusedAfter) {
+			d.log.Info("Docker forgot a network: it is removed", "network", n.Name)
+			_, err := d.deleteNetwork(ctx, networkRequest{NetworkID: n.Labels[LabelNetwork]})
+			errs = append(errs, err)
 		}
 	}
-	nets, err := d.engine.Networks(ctx)
-	errs = append(errs, err)
-	for _, l := range d.ipam.unused(nets) {
-		if gone(l.String(), unusedAfter) {
-			d.log.Info("Docker forgot what it had asked for: it is free again", "what", l)
-			errs = append(errs, d.ipam.forget(l))
-		}
-	}
-	d.absent = found
 	return errors.Join(errs...)
 }

@@ -45,6 +45,7 @@ type Engine interface {
 	Networks(ctx context.Context) ([]api.Network, error)
 	// DropNetwork and DropEndpoint return when it is on disk: Docker's user need not wait for the kernel.
 	DropNetwork(ctx context.Context, name string, match uint64) error
+	AmendNetwork(ctx context.Context, name string, edit func(*api.Network)) (changed bool, err error)
 	PutEndpoint(ctx context.Context, e api.Endpoint, match uint64) (api.Endpoint, error)
 	Endpoint(ctx context.Context, network, name string) (api.Endpoint, error)
 	Endpoints(ctx context.Context) ([]api.Endpoint, error)
@@ -83,7 +84,9 @@ type Door struct {
 	ipam   ipam
 
 	mu   sync.Mutex
-	nets map[string]string // Docker's identity to the network's name, as far as known; labels have the truth
+	nets map[string]string // Docker's identity to the network's name; labels have the truth
+	// indexed says that nets has all networks.
+	indexed bool
 
 	absent map[string]time.Time // since when Collect has found something without its use; it is Collect's alone
 }
@@ -162,9 +165,25 @@ func call[T any](d *Door, name string, f func(context.Context, T) (any, error)) 
 			fail(w, err)
 			return
 		}
+		t, ok := out.(told)
+		if ok {
+			out = none
+		}
 		reply(w, http.StatusOK, out)
+		if !ok {
+			return
+		}
+		_ = limits.Flush() // a recorder in a test has it all
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), callTime)
+		defer cancel()
+		if err := t.then(ctx); err != nil && api.CodeOf(err) != api.NotFound {
+			d.log.Warn("after a call of Docker's", "call", name, "err", err)
+		}
 	})
 }
+
+// told is an answer without content, after which there is something to do.
+type told struct{ then func(context.Context) error }
 
 // read decodes a body. Fields that are not known are left alone: newer versions of Docker send more.
 func read(body io.Reader, into any) error {

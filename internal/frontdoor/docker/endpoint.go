@@ -104,6 +104,9 @@ func (d *Door) createEndpoint(ctx context.Context, r endpointRequest) (any, erro
 		}
 		ep.Labels = nil // those that are there are kept: it may have joined since
 	}
+	if err := d.reapEndpoints(ctx, n, ep); err != nil {
+		return nil, err
+	}
 	if ep, err = d.engine.PutEndpoint(ctx, ep, 0); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,7 @@ type ipam struct {
 
 	mu    sync.Mutex
 	pools map[string]*ipamPool // what the book has; see known
+	nth   uint64               // counts leases
 }
 
 // ipamPool is a range that was given out.
@@ -52,6 +53,7 @@ type lease struct {
 	use  string
 	name string // of the endpoint, where Docker tells it (since 29)
 	over int64  // since when, in seconds since 1970; 0 for one that lasts
+	nth  uint64 // tells it from others of the address; 0 for one that an earlier run of the daemon gave out
 }
 
 // The values of lease.use.
@@ -172,6 +174,8 @@ func (m *ipam) lease(p *ipamPool, a netip.Addr, l lease) error {
 	value := ""
 	if l.use != "" {
 		value = l.String()
+		m.nth++
+		l.nth = m.nth
 	}
 	err := m.book.SetValue(bookPrefix+p.id+" "+a.String(), value)
 	if err == nil {
@@ -340,6 +344,9 @@ func (m *ipam) choose(p *ipamPool, asked string, l lease) (netip.Addr, error) {
 		if err != nil || !p.usable(a) {
 			return a, fmt.Errorf("address %q: is no address to give out of pool %s", asked, p.whole)
 		}
+		if m.again(p, a, l) {
+			return a, nil
+		}
 		return a, m.free(p, a, l.use)
 	}
 	if first := api.FirstHost(p.whole); l.use == forGateway && p.usable(first) && m.free(p, first, l.use) == nil {
@@ -361,6 +368,28 @@ func (m *ipam) choose(p *ipamPool, asked string, l lease) (netip.Addr, error) {
 		p.whole, p.part, len(p.leases)-p.rests)
 }
 
+// again reports whether Docker asks once more for what it was given: a pool has one gateway; and an address that was given
+// out before the daemon was killed, and that no endpoint took, is one of which Docker did not get the answer.
+func (m *ipam) again(p *ipamPool, a netip.Addr, l lease) bool {
+	was := p.leases[a]
+	if was.use != l.use || was.over != 0 {
+		return false
+	}
+	by := m.engine.Holder(a)
+	return l.use == forGateway && (by == "" || strings.HasPrefix(by, gatewayOf)) || l.use == forEndpoint && was.nth == 0 && by == "" && m.ours(p.whole)
+}
+
+// ours reports whether one of Docker's networks here has the range.
+func (m *ipam) ours(whole netip.Prefix) bool {
+	nets, err := m.engine.Networks(context.Background())
+	return err == nil && slices.ContainsFunc(nets, func(n api.Network) bool {
+		return n.Labels[LabelNetwork] != "" && slices.ContainsFunc(n.Subnets, func(s api.Subnet) bool { return s.Prefix == whole })
+	})
+}
+
+// gatewayOf begins what Engine.Holder says of a gateway.
+const gatewayOf = "the gateway "
+
 // usable tells addresses of the pool from others, and from the network's own and the broadcast address.
 func (p *ipamPool) usable(a netip.Addr) bool {
 	if !p.whole.Contains(a) {
@@ -374,7 +403,7 @@ func (p *ipamPool) usable(a netip.Addr) bool {
 
 // free says why an address can't be given out. A network that is there already has its gateway.
 func (m *ipam) free(p *ipamPool, a netip.Addr, use string) error {
-	if by := m.engine.Holder(a); by != "" && !(use == forGateway && strings.HasPrefix(by, "the gateway ")) {
+	if by := m.engine.Holder(a); by != "" && !m.left(by, a) && !(use == forGateway && strings.HasPrefix(by, gatewayOf)) {
 		return fmt.Errorf("address %s of pool %s: is in use by %s", a, p.whole, by)
 	}
 	for _, o := range m.sharing(p) {
@@ -383,6 +412,25 @@ func (m *ipam) free(p *ipamPool, a netip.Addr, use string) error {
 		}
 	}
 	return nil
+}
+
+// left reports whether what holds an address is an endpoint of Docker's that no sandbox joined, while Docker has given the
+// address back: it does not know of it.
+func (m *ipam) left(by string, a netip.Addr) bool {
+	network, name, ok := strings.Cut(by, "/")
+	if !ok {
+		return false
+	}
+	ep, err := m.engine.Endpoint(context.Background(), network, name)
+	if err != nil || ep.Labels[LabelEndpoint] == "" || inSandbox(ep) {
+		return false
+	}
+	for _, p := range m.pools {
+		if l := p.leases[a]; l.use != "" && l.over == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // sharing gives the pools of the same range, p among them.
@@ -463,6 +511,7 @@ func (p *ipamPool) eldest() netip.Addr {
 type lost struct {
 	pool string
 	addr netip.Addr // the zero Addr for the pool itself
+	nth  uint64     // which lease of the address
 }
 
 func (l lost) String() string {
@@ -490,7 +539,7 @@ func (m *ipam) unused(nets []api.Network) []lost {
 		}
 		for a, l := range p.leases {
 			if ours[p.whole] && l.use == forEndpoint && l.over == 0 && m.engine.Holder(a) == "" {
-				out = append(out, lost{p.id, a})
+				out = append(out, lost{p.id, a, l.nth})
 			}
 		}
 	}
@@ -498,7 +547,7 @@ func (m *ipam) unused(nets []api.Network) []lost {
 	return out
 }
 
-// forget gives one of unused back.
+// forget gives one of unused back, unless it has found a use meanwhile.
 func (m *ipam) forget(l lost) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -507,20 +556,48 @@ func (m *ipam) forget(l lost) error {
 	case p == nil:
 		return nil
 	case l.addr.IsValid():
+		if now := p.leases[l.addr]; now.nth != l.nth || now.use == "" || m.engine.Holder(l.addr) != "" {
+			return nil
+		}
 		return m.lease(p, l.addr, lease{})
+	case len(p.leases) != p.rests:
+		return nil
 	}
 	return m.drop(p)
 }
 
+// has reports whether Docker has a pool.
+func (m *ipam) has(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.pools[id] != nil && m.book.Value(bookPrefix+id) != ""
+}
+
+// poolOf gives the identity of the pool that Docker has a network's range from; "" for one of another IPAM driver. Where
+// there are several of the range it is the one with the gateway: of the others the answer was lost.
+func (m *ipam) poolOf(space string, s api.Subnet) string {
+	if space != addressSpace {
+		return ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	found := ""
+	for _, p := range m.known() {
+		if p.whole == s.Prefix && (found == "" || p.leases[s.Gateway].use == forGateway) {
+			found = p.id
+		}
+	}
+	return found
+}
+
 // forgetRanges drops the pools of a network of ours that Docker removed. It gives them back before: what is there is what
-// it could not tell. Where another driver's network shares a range, pools with endpoints are left alone.
+// it could not tell, or the same range for another driver's network, which then has endpoints.
 func (m *ipam) forgetRanges(n api.Network) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, s := range n.Subnets {
-		pools := slices.DeleteFunc(m.known(), func(p *ipamPool) bool { return p.whole != s.Prefix })
-		for _, p := range pools {
-			if len(pools) > 1 && p.serves() {
+		for _, p := range m.known() {
+			if p.whole != s.Prefix || p.serves(s.Reserved) {
 				continue
 			}
 			if err := m.drop(p); err != nil {
@@ -531,10 +608,10 @@ func (m *ipam) forgetRanges(n api.Network) error {
 	return nil
 }
 
-// serves reports whether an endpoint has an address of the pool.
-func (p *ipamPool) serves() bool {
-	for _, l := range p.leases {
-		if l.use == forEndpoint && l.over == 0 {
+// serves reports whether an endpoint has an address of the pool. Auxiliary addresses are asked for as if for one.
+func (p *ipamPool) serves(aux []netip.Addr) bool {
+	for a, l := range p.leases {
+		if l.use == forEndpoint && l.over == 0 && !slices.Contains(aux, a) {
 			return true
 		}
 	}

@@ -22,6 +22,10 @@ const (
 	LabelSandbox  = "docker.sandbox"
 	// LabelPrefix has how the interfaces of a network's containers are called, before their number; eth where it is not there.
 	LabelPrefix = "docker.prefix"
+	// LabelIPAM has the identities of the pools, where Docker has the network's ranges from this IPAM driver.
+	LabelIPAM = "docker.ipam"
+	// LabelNew is there until Docker has been told that the network is made.
+	LabelNew = "docker.new"
 )
 
 type networkRequest struct {
@@ -32,6 +36,7 @@ type networkRequest struct {
 }
 
 type ipamData struct {
+	AddressSpace  string
 	Pool, Gateway string
 	AuxAddresses  map[string]string
 }
@@ -59,12 +64,28 @@ func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error)
 	if existing {
 		return none, d.adopt(ctx, r.NetworkID, n)
 	}
-	n.Labels[LabelNetwork] = r.NetworkID
-	if n, err = d.engine.PutNetwork(ctx, n, api.CreateOnly); err != nil {
+	n.Labels[LabelNetwork], n.Labels[LabelNew] = r.NetworkID, "true"
+	_, err = d.engine.PutNetwork(ctx, n, api.CreateOnly)
+	if api.CodeOf(err) == api.Conflict {
+		if reaped, e2 := d.reapNetworks(ctx, n); reaped {
+			_, err = d.engine.PutNetwork(ctx, n, api.CreateOnly)
+		} else if e2 != nil {
+			err = e2
+		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	d.know(r.NetworkID, n.Name)
-	return none, nil
+	return told{func(ctx context.Context) error {
+		_, err := d.engine.AmendNetwork(ctx, n.Name, func(n *api.Network) {
+			if n.Labels[LabelNetwork] == r.NetworkID {
+				n.Labels = maps.Clone(n.Labels)
+				delete(n.Labels, LabelNew)
+			}
+		})
+		return err
+	}}, nil
 }
 
 // wanted is the network that a request asks for, and whether it is to be there already.
@@ -103,6 +124,9 @@ func (d *Door) addRanges(n *api.Network, r networkRequest) error {
 		s, err := data.subnet()
 		if err != nil {
 			return err
+		}
+		if id := d.ipam.poolOf(data.AddressSpace, s); id != "" {
+			n.Labels[LabelIPAM] = strings.TrimSpace(n.Labels[LabelIPAM] + " " + id)
 		}
 		if s.Prefix.Bits() > 0 {
 			n.Subnets = append(n.Subnets, s)
@@ -174,7 +198,12 @@ func (d *Door) adopt(ctx context.Context, id string, want api.Network) error {
 	if err != nil {
 		return err
 	}
-	if by := have.Labels[LabelNetwork]; by != "" {
+	if by := have.Labels[LabelNetwork]; by != "" && d.dead(have, want) {
+		if _, err := d.deleteNetwork(ctx, networkRequest{NetworkID: by}); err != nil {
+			return err
+		}
+		return d.adopt(ctx, id, want)
+	} else if by != "" {
 		return fmt.Errorf("network %q: is Docker's already, as %s; want another network", have.Name, by)
 	}
 	if !d.engine.HandsOff(have.Driver) {
@@ -188,9 +217,7 @@ func (d *Door) adopt(ctx context.Context, id string, want api.Network) error {
 		have.Labels = map[string]string{}
 	}
 	have.Labels[LabelNetwork], have.Labels[LabelKept] = id, "true"
-	if prefix := want.Labels[LabelPrefix]; prefix != "" {
-		have.Labels[LabelPrefix] = prefix
-	}
+	maps.Copy(have.Labels, want.Labels)
 	if _, err := d.engine.PutNetwork(ctx, have, have.Revision); err != nil {
 		return err
 	}
@@ -210,25 +237,44 @@ func (d *Door) network(ctx context.Context, id string) (api.Network, error) {
 		return api.Network{}, err
 	}
 	d.mu.Lock()
-	name := d.nets[id]
+	name, indexed := d.nets[id], d.indexed
 	d.mu.Unlock()
-	if name == "" {
-		name = "docker-" + id[:12]
+	if !indexed { // it is this door alone that gives networks identities
+		all, err := d.engine.Networks(ctx)
+		if err != nil {
+			return api.Network{}, err
+		}
+		for _, n := range all {
+			if by := n.Labels[LabelNetwork]; by != "" {
+				d.know(by, n.Name)
+			}
+		}
+		d.mu.Lock()
+		d.indexed, name = true, d.nets[id]
+		d.mu.Unlock()
 	}
-	if n, err := d.engine.Network(ctx, name); err == nil && n.Labels[LabelNetwork] == id {
-		return n, nil
-	}
-	all, err := d.engine.Networks(ctx)
-	if err != nil {
-		return api.Network{}, err
-	}
-	for _, n := range all {
-		if n.Labels[LabelNetwork] == id {
-			d.know(id, n.Name)
+	if name != "" {
+		if n, err := d.engine.Network(ctx, name); err == nil && n.Labels[LabelNetwork] == id {
 			return n, nil
 		}
 	}
 	return api.Network{}, api.Errorf(api.NotFound, fmt.Sprintf("network %q", id), "is not known here; it was made by another driver, or `seine reset` was run")
+}
+
+// dropAll removes the endpoints that Docker forgot in a network.
+func (d *Door) dropAll(ctx context.Context, n api.Network) error {
+	eps, err := d.engine.Endpoints(ctx)
+	if err != nil {
+		return err
+	}
+	for _, ep := range eps {
+		if ep.Network == n.Name && ep.Labels[LabelEndpoint] != "" {
+			if err := d.drop(ctx, ep); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // deleteNetwork removes a network with what Docker forgot in it. One that others use goes on without Docker.
@@ -240,15 +286,9 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 	if err != nil {
 		return nil, err
 	}
-	eps, err := d.engine.Endpoints(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for _, ep := range eps {
-		if ep.Network == n.Name && ep.Labels[LabelEndpoint] != "" {
-			if err := d.drop(ctx, ep); err != nil {
-				return nil, err
-			}
+	if n.Status.Endpoints > 0 {
+		if err := d.dropAll(ctx, n); err != nil {
+			return nil, err
 		}
 	}
 	err = api.Errorf(api.InUse, n.Name, "is kept")
@@ -256,11 +296,7 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 		err = d.engine.DropNetwork(ctx, n.Name, 0)
 	}
 	if api.CodeOf(err) == api.InUse {
-		n.Labels = maps.Clone(n.Labels)
-		delete(n.Labels, LabelNetwork)
-		delete(n.Labels, LabelKept)
-		delete(n.Labels, LabelPrefix)
-		_, err = d.engine.PutNetwork(ctx, n, 0)
+		_, err = d.engine.AmendNetwork(ctx, n.Name, disown)
 		d.log.Info("Docker removed a network that others use: it goes on without Docker", "network", n.Name)
 	}
 	if err != nil && api.CodeOf(err) != api.NotFound {
@@ -270,4 +306,12 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 	delete(d.nets, r.NetworkID)
 	d.mu.Unlock()
 	return none, d.ipam.forgetRanges(n)
+}
+
+// disown takes back what makes a network one of Docker's.
+func disown(n *api.Network) {
+	n.Labels = maps.Clone(n.Labels)
+	for _, label := range []string{LabelNetwork, LabelKept, LabelPrefix, LabelIPAM, LabelNew} {
+		delete(n.Labels, label)
+	}
 }
