@@ -114,6 +114,10 @@ func (r *rig) restart() {
 func (r *rig) settled() {
 	r.t.Helper()
 	fresh := fake.New()
+	for _, l := range r.facts.Links {
+		fresh.AddForeign(&kernel.Link{Name: l.Name, Type: kernel.Bridge})
+		fresh.AddForeign(&kernel.LinkUp{Link: l.Name})
+	}
 	seen := map[string]bool{}
 	addrs := map[netip.Addr]string{}
 	for _, ep := range r.store.Endpoints() {

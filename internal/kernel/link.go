@@ -154,8 +154,8 @@ func (l *Link) Key() Key { return Key{KindLink, l.NS, l.Name} }
 // Holds implements Object.
 func (l *Link) Holds(actual Object) bool {
 	a, ok := actual.(*Link)
-	if ok && l.Taken {
-		return true
+	if ok && (l.Taken || a.Taken) { // one that is not taken is another want
+		return l.Taken
 	}
 	if ok && l.Home != "" {
 		return l.Home == a.Home

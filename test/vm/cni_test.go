@@ -19,8 +19,15 @@ import (
 	"github.com/seine-net/seine/internal/testkit"
 )
 
-// TestMain lets the test program be the CNI plugins too: in the VM lab there is no other program.
+// TestMain lets the test program be the daemon and the CNI plugins too: in the VM lab there is no other program.
 func TestMain(m *testing.M) {
+	if dir := os.Getenv("SEINE_DAEMON"); dir != "" {
+		if err := daemonMain(dir); err != nil {
+			fmt.Fprintln(os.Stderr, "seined:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("CNI_COMMAND") != "" {
 		os.Exit(cni.Main(context.Background(), cni.SystemHost(func() kernel.Kernel { return linux.New(linux.Options{Brief: true}) })))
 	}

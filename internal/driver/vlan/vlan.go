@@ -31,6 +31,13 @@ func (Driver) Complete(n *api.Network, env driver.Env) error {
 	if p.Base == "" {
 		return api.FieldError(api.NetworkNoun(n.Name), "options."+driver.OptParent, p.Link, "names no VLAN", "an interface and a VLAN from 1 to 4094, such as eth0.50")
 	}
+	for _, o := range env.Others {
+		if o.Driver == n.Driver && driver.ParentOf(o) == p {
+			err := api.FieldError(api.NetworkNoun(n.Name), "options."+driver.OptParent, p.Link, "is network \""+o.Name+"\" already", "another VLAN")
+			err.Code = api.Conflict
+			return err
+		}
+	}
 	return (driver.Upper{}).Complete(n, env, "")
 }
 
