@@ -13,12 +13,23 @@ type Node struct {
 	// DNS are the fixed addresses of the name server: every container whose default route leads to this machine finds it
 	// there, whatever network it is on, and so do the machine's own programs. Empty where that is turned off.
 	DNS []netip.Addr `json:"dns,omitempty"`
+	// DefaultNetwork is the network of a container whose maker names none.
+	DefaultNetwork string `json:"defaultNetwork,omitempty"`
+	// Drivers are what networks can be made with, by name.
+	Drivers []Driver `json:"drivers,omitempty"`
 	// Objects is how many kernel objects are wanted.
 	Objects int `json:"objects"`
 	// Problems are those that the reconciler could not mend so far, empty when the kernel holds all that is wanted.
 	Problems []string `json:"problems,omitempty"`
 	// Since is when the daemon started, RFC 3339 in UTC.
 	Since string `json:"since"`
+}
+
+// Driver is one way in which endpoints get their interface.
+type Driver struct {
+	Name string `json:"name"`
+	// Options are the keys that Network.Options takes, with what they mean.
+	Options map[string]string `json:"options,omitempty"`
 }
 
 // Change is one difference between what the kernel holds and what it should hold.

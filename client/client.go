@@ -102,13 +102,19 @@ func (c *Client) DeleteNetwork(ctx context.Context, name string, match uint64) e
 }
 
 // PutEndpoint attaches a sandbox to a network or changes an endpoint, and returns when the kernel holds all of it.
-// match is as in PutNetwork.
+// Without a Network it is the one that the operator chose for that (api.Node, DefaultNetwork). match is as in PutNetwork.
 func (c *Client) PutEndpoint(ctx context.Context, e api.Endpoint, match uint64) (api.Endpoint, error) {
-	if swallowed(e.Network) || swallowed(e.Name) {
+	at := c.path("networks", e.Network, "endpoints", e.Name)
+	if e.Network == "" {
+		at = c.path("endpoints", e.Name)
+	} else if swallowed(e.Network) {
+		return e, e.Validate()
+	}
+	if swallowed(e.Name) {
 		return e, e.Validate()
 	}
 	var out api.Endpoint
-	err := c.do(ctx, http.MethodPut, c.path("networks", e.Network, "endpoints", e.Name), match, &e, &out)
+	err := c.do(ctx, http.MethodPut, at, match, &e, &out)
 	return out, err
 }
 

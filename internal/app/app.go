@@ -3,6 +3,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -42,6 +43,8 @@ const (
 	DefaultState   = "/var/lib/seine/state.db"
 	DefaultSocket  = "/run/seine/seine.sock"
 	DefaultDNSPort = 5380
+	// DefaultNetwork is a bridge that every daemon makes at its first start.
+	DefaultNetwork = "default"
 )
 
 // gcPercent trades a little time for memory: the daemon keeps a few kilobytes per endpoint and makes little garbage.
@@ -61,7 +64,9 @@ type Options struct {
 	DHCP       dhcp.Options
 	// DockerSocket is where Docker asks its network and IPAM driver; "" for not at all.
 	DockerSocket string
-	Quiet        bool
+	// DefaultNetwork is the network of containers whose maker names none; "" is DefaultNetwork.
+	DefaultNetwork string
+	Quiet          bool
 	// Hold has the program be its own service manager; see the function Hold.
 	Hold    bool
 	Version string
@@ -92,6 +97,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.StringVar(&o.DHCP.HostPrefix, "dhcp-host-prefix", "", "`path` under which the daemon sees the machine's files, and so containers' namespaces")
 	fs.StringVar(&o.DockerSocket, "docker-socket", docker.DefaultSocket, "unix `socket` that Docker asks its network and IPAM driver at, which have the name of the file; \"\" for none")
 	fs.BoolVar(&o.Hold, "hold", false, "start the daemon again when it is killed, and keep its sockets meanwhile, where no service manager does that")
+	fs.StringVar(&o.DefaultNetwork, "default-network", DefaultNetwork, "`network` of containers whose maker names none: host, none, default, or one of your own")
 	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
 	fs.Func("pool", "`prefix:bits` that networks without subnets are cut from; may be repeated (default "+poolsText(defaultPools(""))+")", func(s string) error {
 		src, err := parsePool(s)
@@ -140,6 +146,10 @@ func Run(ctx context.Context, o Options) error {
 	log, err := logger(o.LogLevel)
 	if err != nil {
 		return err
+	}
+	o.DefaultNetwork = cmp.Or(o.DefaultNetwork, DefaultNetwork)
+	if n := (api.Network{Name: o.DefaultNetwork}); n.Validate() != nil {
+		return fmt.Errorf("default-network %q: is no name of a network; want host, none, default, or one that `seine network ls` lists", o.DefaultNetwork)
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it changes the machine's network")
@@ -222,7 +232,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.loop = reconcile.New(k, d.want, log)
 	d.engine = engine.New(engine.Config{
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), IPAMs: builtin.IPAMs(), Addons: builtin.Addons(), Machine: m,
-		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Node: o.Node,
+		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Fallback: o.DefaultNetwork, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
 	d.docker = &dockerDoor{path: o.DockerSocket, sockets: d.sockets, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,7 +63,7 @@ func (a *app) runCommand() *cobra.Command {
 		Long: "Run a program in a network namespace of its own, attached to networks. Names are resolved by Seine there. When the program\n" +
 			"ends, or is ended (Ctrl-C), nothing is left of it. It is no container: it sees the machine's files.\n\n" +
 			"--network host stays on the machine's network; container:NAME joins the network namespace of another container; none has\n" +
-			"loopback only. --ip, --ip6, --mac and --publish are about the first network.",
+			"loopback only; default-restricted reaches this machine only. --ip, --ip6, --mac and --publish are about the first network.",
 		Example: "  seine run --name web --publish 8080:80 -- python3 -m http.server 80\n" +
 			"  seine run --network default --network back -- bash",
 		Args: someArgs("PROGRAM"),
@@ -77,7 +78,7 @@ func (a *app) runCommand() *cobra.Command {
 	fl := cmd.Flags()
 	fl.SetInterspersed(false) // what follows the program is the program's
 	fl.StringVar(&r.name, "name", "", "`NAME` of the container, and its DNS name (default a random one)")
-	fl.StringArrayVar(&r.networks, "network", []string{"default"}, "`NAME` of a network to attach to; may be repeated")
+	fl.StringArrayVar(&r.networks, "network", nil, "`NAME` of a network to attach to; may be repeated (default what seined --default-network says)")
 	fl.StringVar(&r.hostname, "hostname", "", "host `NAME` inside (default the name)")
 	fl.BoolVarP(&r.quiet, "quiet", "q", false, "don't print addresses")
 	r.register(cmd)
@@ -86,25 +87,12 @@ func (a *app) runCommand() *cobra.Command {
 }
 
 // check reads what can be known to be wrong before anything is made.
-func (r *run) check() (first api.Endpoint, err error) {
+func (r *run) check(ctx context.Context) (first api.Endpoint, err error) {
 	if err := r.apply(&first); err != nil {
 		return first, err
 	}
-	for i, n := range r.networks {
-		if slices.Contains(r.networks[:i], n) {
-			return first, api.FieldError("", "--network", n, "is given twice", "each network once")
-		}
-		join, isJoin := strings.CutPrefix(n, joinPrefix)
-		if !isJoin && n != hostNetwork {
-			continue
-		}
-		if len(r.networks) > 1 {
-			return first, api.FieldError("", "--network", n, "can't stand beside another network", "one --network "+n+", or only networks")
-		}
-		if len(first.Addresses) > 0 || first.MAC != "" || len(first.Ports) > 0 || len(first.Aliases) > 0 {
-			return first, api.FieldError("", "--network", n, "takes no --ip, --ip6, --mac, --publish and --alias", "a network for them")
-		}
-		r.join, r.host = join, !isJoin
+	if err := r.checkNetworks(first); err != nil {
+		return first, err
 	}
 	if err := checkHostname(r.hostname); err != nil {
 		return first, err
@@ -115,7 +103,39 @@ func (r *run) check() (first api.Endpoint, err error) {
 	if os.Geteuid() != 0 {
 		return first, api.Errorf(api.Unsupported, "run", "only root can make network namespaces")
 	}
-	return first, nil
+	if len(r.networks) > 0 {
+		return first, nil
+	}
+	err = r.ask(ctx, "asking for the default network", func(ctx context.Context, d *client.Client) error {
+		n, err := d.Node(ctx)
+		r.networks = []string{cmp.Or(n.DefaultNetwork, "default")}
+		return err
+	})
+	if err != nil {
+		return first, err
+	}
+	return first, r.checkNetworks(first)
+}
+
+// checkNetworks checks the networks, and notes those that are none.
+func (r *run) checkNetworks(first api.Endpoint) error {
+	for i, n := range r.networks {
+		if slices.Contains(r.networks[:i], n) {
+			return api.FieldError("", "--network", n, "is given twice", "each network once")
+		}
+		join, isJoin := strings.CutPrefix(n, joinPrefix)
+		if !isJoin && n != hostNetwork {
+			continue
+		}
+		if len(r.networks) > 1 {
+			return api.FieldError("", "--network", n, "can't stand beside another network", "one --network "+n+", or only networks")
+		}
+		if len(first.Addresses) > 0 || first.MAC != "" || len(first.Ports) > 0 || len(first.Aliases) > 0 {
+			return api.FieldError("", "--network", n, "takes no --ip, --ip6, --mac, --publish and --alias", "a network for them")
+		}
+		r.join, r.host = join, !isJoin
+	}
+	return nil
 }
 
 // checkHostname holds a host name to what can stand in /etc/hosts and what the kernel takes.
@@ -131,7 +151,7 @@ func checkHostname(s string) error {
 }
 
 func (r *run) run(ctx context.Context, named bool) error {
-	first, err := r.check()
+	first, err := r.check(ctx)
 	if err != nil {
 		return err
 	}

@@ -104,6 +104,9 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 	if err := e.checkSandbox(noun, &ep); err != nil {
 		return ep, err
 	}
+	if err := e.makeOnDemand(ctx, ep.Network); err != nil {
+		return ep, err
+	}
 	unlock, err := e.busy.lock(ctx, noun)
 	if err != nil {
 		return ep, refused(noun, err)

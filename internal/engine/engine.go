@@ -101,6 +101,8 @@ type Config struct {
 	Named func()
 	// Findings, where set, gives Doctor what others than the engine found.
 	Findings func() []api.Finding
+	// Fallback is the network of endpoints whose maker names none.
+	Fallback string
 	// Node is the machine's name, Version the program's, Boot an identity of the machine's present uptime.
 	Node, Version, Boot string
 }

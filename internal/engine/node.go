@@ -17,7 +17,10 @@ import (
 func (e *Engine) Node(context.Context) (api.Node, error) {
 	nets, eps := e.Store.Counts()
 	n := api.Node{Name: e.Config.Node, Version: e.Version, Revision: e.Store.Revision(), Networks: nets, Endpoints: eps, DNS: e.fixed(e.Facts()),
-		Objects: e.Want.Len(), Since: e.since.Format(time.RFC3339)}
+		DefaultNetwork: e.Fallback, Objects: e.Want.Len(), Since: e.since.Format(time.RFC3339)}
+	for _, name := range slices.Sorted(mapKeys(e.Drivers)) {
+		n.Drivers = append(n.Drivers, api.Driver{Name: name, Options: e.Drivers[name].Uses().Options})
+	}
 	for k, err := range e.Loop.Problems() {
 		n.Problems = append(n.Problems, fmt.Sprintf("%s: %v", k, err))
 	}
@@ -185,6 +188,23 @@ func (e *Engine) DefaultNetwork(ctx context.Context) error {
 		}
 	}
 	return e.Store.SetValue(defaultsMade, "made")
+}
+
+// onDemand are the networks that are made when the first endpoint asks for them.
+var onDemand = map[string]api.Network{
+	// A container there reaches this machine by its gateways, and nothing beyond, as in rkt's network of that name.
+	"default-restricted": {Driver: "ptp", Internal: true, ICC: new(bool)},
+}
+
+// makeOnDemand makes a network that is made when it is first asked for; others are left to be not found.
+func (e *Engine) makeOnDemand(ctx context.Context, name string) error {
+	n, ok := onDemand[name]
+	if _, there := e.Store.Network(name); !ok || there {
+		return nil
+	}
+	n.Name = name
+	_, err := e.PutNetwork(ctx, n, 0)
+	return err
 }
 
 // Owner gives the owner whose plan `seine check` asks for: of an endpoint "network/name", of a network "name".

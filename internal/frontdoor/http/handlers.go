@@ -46,7 +46,7 @@ func (d *Door) putNetwork(w http.ResponseWriter, r *http.Request) error {
 	if n, err = d.engine.PutNetwork(r.Context(), n, match); err != nil {
 		return err
 	}
-	return answerPut(w, r, status, n.Revision, n)
+	return answerPut(w, r.URL, status, n.Revision, n)
 }
 
 func (d *Door) deleteNetwork(w http.ResponseWriter, r *http.Request) error {
@@ -100,7 +100,20 @@ func (d *Door) endpoint(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (d *Door) putEndpoint(w http.ResponseWriter, r *http.Request) error {
-	network, name := r.PathValue("network"), r.PathValue("name")
+	return d.putEndpointOn(w, r, r.PathValue("network"))
+}
+
+// putOnDefault attaches to the network that the operator chose for those who name none.
+func (d *Door) putOnDefault(w http.ResponseWriter, r *http.Request) error {
+	n, err := d.engine.Node(r.Context())
+	if err != nil {
+		return err
+	}
+	return d.putEndpointOn(w, r, n.DefaultNetwork)
+}
+
+func (d *Door) putEndpointOn(w http.ResponseWriter, r *http.Request, network string) error {
+	name := r.PathValue("name")
 	noun := api.EndpointNoun(network, name)
 	match, err := matchOf(r, noun)
 	if err != nil {
@@ -122,7 +135,7 @@ func (d *Door) putEndpoint(w http.ResponseWriter, r *http.Request) error {
 	if e, err = d.engine.PutEndpoint(r.Context(), e, match); err != nil {
 		return err
 	}
-	return answerPut(w, r, status, e.Revision, e)
+	return answerPut(w, &url.URL{Path: "/v1/networks/" + e.Network + "/endpoints/" + e.Name}, status, e.Revision, e)
 }
 
 func (d *Door) deleteEndpoint(w http.ResponseWriter, r *http.Request) error {
@@ -201,9 +214,9 @@ func putStatus(err error) int {
 	return http.StatusOK
 }
 
-func answerPut(w http.ResponseWriter, r *http.Request, status int, revision uint64, noun any) error {
+func answerPut(w http.ResponseWriter, at *url.URL, status int, revision uint64, noun any) error {
 	if status == http.StatusCreated {
-		w.Header().Set("Location", (&url.URL{Path: r.URL.Path, RawPath: r.URL.RawPath}).String())
+		w.Header().Set("Location", (&url.URL{Path: at.Path, RawPath: at.RawPath}).String())
 	}
 	w.Header().Set("ETag", etag(revision))
 	return answer(w, status, noun)

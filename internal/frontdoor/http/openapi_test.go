@@ -341,7 +341,7 @@ var schemaTypes = map[string]reflect.Type{
 	"Endpoint": reflect.TypeFor[api.Endpoint](), "Sandbox": reflect.TypeFor[api.Sandbox](), "Port": reflect.TypeFor[api.Port](),
 	"Plugin": reflect.TypeFor[api.Plugin](), "PluginRoute": reflect.TypeFor[api.PluginRoute](),
 	"EndpointStatus": reflect.TypeFor[api.EndpointStatus](), "Container": reflect.TypeFor[api.Container](), "PublishedPort": reflect.TypeFor[api.PublishedPort](),
-	"Node": reflect.TypeFor[api.Node](), "Plan": reflect.TypeFor[api.Plan](), "Change": reflect.TypeFor[api.Change](),
+	"Node": reflect.TypeFor[api.Node](), "Driver": reflect.TypeFor[api.Driver](), "Plan": reflect.TypeFor[api.Plan](), "Change": reflect.TypeFor[api.Change](),
 	"Finding": reflect.TypeFor[api.Finding](), "Event": reflect.TypeFor[api.Event](), "Error": reflect.TypeFor[api.Error](),
 	"ErrorBody": reflect.TypeFor[api.ErrorBody](), "NetworkList": reflect.TypeFor[api.List[api.Network]](),
 	"EndpointList": reflect.TypeFor[api.List[api.Endpoint]](), "PublishedPortList": reflect.TypeFor[api.List[api.PublishedPort]](),

@@ -34,6 +34,7 @@ func (d *Door) routes() []route {
 		{"/v1/networks/{network}/endpoints", nil, map[string]handler{"GET": d.endpoints}},
 		{"/v1/networks/{network}/endpoints/{name}", nil, map[string]handler{"GET": d.endpoint, "PUT": d.putEndpoint, "DELETE": d.deleteEndpoint}},
 		{"/v1/endpoints", nil, map[string]handler{"GET": d.endpoints}},
+		{"/v1/endpoints/{name}", nil, map[string]handler{"PUT": d.putOnDefault}},
 		{"/v1/ports", nil, map[string]handler{"GET": d.ports}},
 		{"/v1/node", nil, map[string]handler{"GET": d.node, "DELETE": d.reset}},
 		{"/v1/plan", []string{"owner"}, map[string]handler{"GET": d.plan}},

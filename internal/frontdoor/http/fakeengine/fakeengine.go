@@ -304,7 +304,8 @@ func (e *Engine) Node(ctx context.Context) (api.Node, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return api.Node{Name: "n1", Version: "v0.0.0-fake", Revision: e.revision, Networks: len(e.networks),
+	return api.Node{Name: "n1", Version: "v0.0.0-fake", Revision: e.revision, Networks: len(e.networks), DefaultNetwork: "default",
+		Drivers:   []api.Driver{{Name: "bridge"}, {Name: "macvlan", Options: map[string]string{"parent": "the machine's interface", "mode": "bridge or private"}}},
 		Endpoints: len(e.endpoints), Objects: 10 * len(e.endpoints), Since: "2026-01-02T03:04:05Z"}, nil
 }
 
