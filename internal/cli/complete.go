@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/seine-net/seine/api"
 )
 
 // completeTime is what a completion may take: a daemon that does not answer must not hang the shell.
@@ -64,6 +68,42 @@ func (a *app) endpointKeys(cmd *cobra.Command) (keys, containers []string) {
 	}
 	slices.Sort(containers)
 	return keys, slices.Compact(containers)
+}
+
+// drivers asks the daemon what networks can be made with.
+func (a *app) drivers(cmd *cobra.Command) []api.Driver {
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
+	defer cancel()
+	c, err := a.client()
+	if err != nil {
+		return nil
+	}
+	n, _ := c.Node(ctx)
+	return n.Drivers
+}
+
+// completeDrivers completes one driver.
+func (a *app) completeDrivers(cmd *cobra.Command, args []string, _ string) (out []string, _ cobra.ShellCompDirective) {
+	if len(args) == 0 || cmd.Name() == "create" {
+		for _, d := range a.drivers(cmd) {
+			out = append(out, d.Name)
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeOptions completes the keys of the options that the driver on the command line takes.
+func (a *app) completeOptions(cmd *cobra.Command, _ []string, _ string) (out []string, _ cobra.ShellCompDirective) {
+	driver, _ := cmd.Flags().GetString("driver")
+	for _, d := range a.drivers(cmd) {
+		if d.Name != cmp.Or(driver, "bridge") {
+			continue
+		}
+		for _, k := range slices.Sorted(maps.Keys(d.Options)) {
+			out = append(out, k+"=\t"+d.Options[k])
+		}
+	}
+	return out, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
 }
 
 // without leaves out what stands on the command line already.

@@ -18,7 +18,7 @@ import (
 
 func (a *app) networkCommand() *cobra.Command {
 	return group(&cobra.Command{Use: "network", Aliases: []string{"net"}, Short: "Make, show, change and remove networks"},
-		a.networkCreate(), a.networkSet(), a.networkList(), a.networkInspect(), a.networkRemove(), a.networkConnect(), a.networkDisconnect())
+		a.networkCreate(), a.networkSet(), a.networkList(), a.networkInspect(), a.networkRemove(), a.networkDrivers(), a.networkConnect(), a.networkDisconnect())
 }
 
 // networkFlags are what a network can be given on the command line.
@@ -34,9 +34,9 @@ type networkFlags struct {
 func (f *networkFlags) register(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.SortFlags = false
-	fl.StringVarP(&f.driver, "driver", "d", "", "`NAME` of how containers get their interface: bridge, ptp, null, cni, docker:PLUGIN (default bridge)")
+	fl.StringVarP(&f.driver, "driver", "d", "", "`NAME` of how containers get their interface: bridge, ptp, macvlan, ipvlan, docker:PLUGIN, … (default bridge; seine network drivers)")
 	fl.StringArrayVar(&f.subnets, "subnet", nil, "`RANGE` of addresses, at most one of each family (default from the daemon's pools)")
-	fl.StringArrayVar(&f.gateways, "gateway", nil, "the machine's `ADDRESS` in a subnet (default the first)")
+	fl.StringArrayVar(&f.gateways, "gateway", nil, "`ADDRESS` of the way out in a subnet: the machine's (default the first); the router's with macvlan, ipvlan, vlan")
 	fl.StringArrayVar(&f.ranges, "ip-range", nil, "`RANGE`, a part of a subnet, that addresses are given out from (default all)")
 	fl.StringArrayVar(&f.reserve, "reserve", nil, "`ADDRESS` that is given out only on request; may be repeated")
 	fl.StringArrayVar(&f.aliases, "alias", nil, "a further `NAME` of the network in look-ups, as in web.NAME; may be repeated")
@@ -45,9 +45,9 @@ func (f *networkFlags) register(cmd *cobra.Command) {
 	fl.BoolVar(&f.internal, "internal", false, "no way out of the network")
 	fl.BoolVar(&f.icc, "icc", true, "let its containers reach each other")
 	fl.BoolVar(&f.masqu, "masquerade", true, "hide containers' addresses behind the machine's on the way out")
-	fl.IntVar(&f.mtu, "mtu", 0, "`BYTES` (default that of the machine's way out)")
+	fl.IntVar(&f.mtu, "mtu", 0, "`BYTES` (default that of the machine's way out, or of the parent)")
 	fl.StringVar(&f.iface, "interface", "", "`NAME` of the bridge on the machine (default from the network's name)")
-	fl.StringArrayVar(&f.options, "opt", nil, "`KEY=VALUE` for the driver; may be repeated")
+	fl.StringArrayVar(&f.options, "opt", nil, "`KEY=VALUE` for the driver, such as parent=eth0; may be repeated (seine network drivers NAME)")
 	fl.StringVar(&f.ipam, "ipam", "", "`NAME` of who gives out addresses: docker:PLUGIN (default the daemon)")
 	fl.StringArrayVar(&f.ipamOptions, "ipam-opt", nil, "`KEY=VALUE` for the IPAM plugin; may be repeated")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "`KEY=VALUE` of your own; may be repeated")
@@ -176,7 +176,8 @@ func (a *app) networkCreate() *cobra.Command {
 		Use:   "create NAME",
 		Short: "Make a network",
 		Example: "  seine network create back --internal\n" +
-			"  seine network create lab --subnet 10.9.0.0/24 --gateway 10.9.0.254 --subnet fd00:9::/64",
+			"  seine network create lab --subnet 10.9.0.0/24 --gateway 10.9.0.254 --subnet fd00:9::/64\n" +
+			"  seine network create lan --driver macvlan --opt parent=eth0 --subnet 192.168.1.0/24 --gateway 192.168.1.1 --ip-range 192.168.1.192/27",
 		Args:              exactArgs("NAME"),
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -188,6 +189,8 @@ func (a *app) networkCreate() *cobra.Command {
 		},
 	}
 	f.register(cmd)
+	_ = cmd.RegisterFlagCompletionFunc("driver", a.completeDrivers) // the flags are there
+	_ = cmd.RegisterFlagCompletionFunc("opt", a.completeOptions)
 	out = formFlag(cmd, formTable)
 	return cmd
 }
@@ -322,14 +325,64 @@ func (a *app) networkInspect() *cobra.Command {
 			t.add("Name:", n.Name)
 			t.add("Is:", strings.Join(networkFacts(n), ", "))
 			for _, s := range n.Subnets {
-				t.add("Gateway:", s.Gateway.String()+" of "+s.Prefix.String())
+				if s.Gateway.IsValid() {
+					t.add("Gateway:", s.Gateway.String()+" of "+s.Prefix.String())
+				}
 			}
-			t.add("MTU:", strconv.Itoa(n.MTU))
+			for _, k := range slices.Sorted(maps.Keys(n.Options)) {
+				t.add("Option:", k+"="+n.Options[k])
+			}
+			if n.MTU != 0 {
+				t.add("MTU:", strconv.Itoa(n.MTU))
+			}
 			t.add("Created:", n.Created)
 			return a.print(*out, n, []string{n.Name}, t)
 		},
 	}
 	out = formFlag(cmd, formYAML)
+	return cmd
+}
+
+func (a *app) networkDrivers() *cobra.Command {
+	var out *form
+	cmd := &cobra.Command{
+		Use:               "drivers [NAME]",
+		Short:             "List the drivers that networks can be made with, and their options",
+		Args:              atMost("NAME"),
+		ValidArgsFunction: a.completeDrivers,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var n api.Node
+			err := a.ask(cmd.Context(), "asking for the drivers", func(ctx context.Context, c *client.Client) (err error) {
+				n, err = c.Node(ctx)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			t := &table{head: []string{"DRIVER", "OPTION", "MEANING"}}
+			found := []api.Driver{}
+			var names []string
+			for _, d := range n.Drivers {
+				if len(args) > 0 && args[0] != d.Name {
+					continue
+				}
+				found, names = append(found, d), append(names, d.Name)
+				name := d.Name
+				for _, o := range slices.Sorted(maps.Keys(d.Options)) {
+					t.add(name, o, d.Options[o])
+					name = ""
+				}
+				if len(d.Options) == 0 {
+					t.add(name, "", "")
+				}
+			}
+			if len(args) > 0 && len(found) == 0 {
+				return api.Errorf(api.NotFound, fmt.Sprintf("driver %q", args[0]), "is not known; seine network drivers lists those that are")
+			}
+			return a.print(*out, found, names, t)
+		},
+	}
+	out = formFlag(cmd, formTable)
 	return cmd
 }
 

@@ -106,6 +106,9 @@ func (r *run) check(ctx context.Context) (first api.Endpoint, err error) {
 	if len(r.networks) > 0 {
 		return first, nil
 	}
+	if _, err := r.sandboxes(); err != nil { // another machine's default is of no use
+		return first, err
+	}
 	err = r.ask(ctx, "asking for the default network", func(ctx context.Context, d *client.Client) error {
 		n, err := d.Node(ctx)
 		r.networks = []string{cmp.Or(n.DefaultNetwork, "default")}

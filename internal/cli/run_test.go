@@ -37,7 +37,7 @@ func TestResolvConf(t *testing.T) {
 	}
 	lan := api.Endpoint{Status: &api.EndpointStatus{Gateways: addrs("192.0.2.1")}}
 	fixed := addrs("169.254.255.53", "fd5c::53")
-	const machine = "domain one.test\nnameserver 192.0.2.9\nsearch a.test b.test\noptions rotate\n"
+	const machine = "domain one.test\nnameserver 192.0.2.9\nnameserver 127.0.0.53\nnameserver ::1\nsearch a.test b.test\noptions rotate\n"
 	for _, c := range []struct {
 		name  string
 		eps   []api.Endpoint
@@ -57,6 +57,8 @@ func TestResolvConf(t *testing.T) {
 		{"the default route leads elsewhere", []api.Endpoint{lan, open("10.2.0.1")}, fixed, "nameserver 10.2.0.1\nsearch a.test b.test\noptions ndots:0\n"},
 		{"networks that ask", []api.Endpoint{with(open("10.1.0.1"), "x.test y.test", "ndots:2"), with(open("10.2.0.1"), "y.test z.test", "timeout:1")}, nil,
 			"nameserver 10.1.0.1\nnameserver 10.2.0.1\nsearch x.test y.test z.test\noptions ndots:2 timeout:1\n"},
+		{"a network that the machine is not on", []api.Endpoint{{Addresses: addrs("192.0.2.7"), Status: lan.Status}}, fixed,
+			"nameserver 192.0.2.9\nsearch a.test b.test\n"},
 		{"a network that wants none", []api.Endpoint{with(open("10.1.0.1"), ".", "")}, nil, "nameserver 10.1.0.1\noptions ndots:0\n"},
 	} {
 		if got := resolvConf(machine, c.fixed, c.eps); got != "# by seine run\n"+c.want {

@@ -41,6 +41,9 @@ func machineResolvConf() string {
 // The search list is what the networks ask for, or else the machine's, so that short names of the machine's own domain
 // work as they do there. Names are looked for as they are before it is used (ndots:0): the name server knows the short
 // names, and those are not to be told abroad first. A sandbox that has no way out has no use for the machine's list.
+//
+// On networks that this machine is not on, such as macvlan's, there is no name server of ours: there, the machine's own
+// are named.
 func resolvConf(machine string, fixed []netip.Addr, endpoints []api.Endpoint) string {
 	var servers []netip.Addr
 	var search, options []string
@@ -58,6 +61,10 @@ func resolvConf(machine string, fixed []netip.Addr, endpoints []api.Endpoint) st
 		servers = append(servers, e.Status.DNS...)
 		search, options = append(search, e.Status.Search...), append(options, e.Status.DNSOptions...)
 	}
+	ours := len(servers) > 0
+	if !ours && slices.ContainsFunc(endpoints, func(e api.Endpoint) bool { return len(e.Addresses) > 0 }) {
+		servers = machineServers(machine)
+	}
 	if len(search) == 0 && routed {
 		search = machineSearch(machine)
 	}
@@ -72,7 +79,7 @@ func resolvConf(machine string, fixed []netip.Addr, endpoints []api.Endpoint) st
 	if len(search) > 0 {
 		fmt.Fprintf(&b, "search %s\n", strings.Join(unique(search), " "))
 	}
-	if len(servers) > 0 && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
+	if ours && !slices.ContainsFunc(options, func(o string) bool { return strings.HasPrefix(o, "ndots:") }) {
 		options = append(options, "ndots:0")
 	}
 	if len(options) > 0 {
@@ -89,6 +96,19 @@ func machineSearch(text string) (search []string) {
 		}
 	}
 	return search
+}
+
+// machineServers gives the name servers of a resolv.conf(5) that a sandbox may reach, too: not those on the loopback. A
+// network that the machine is not on has no others.
+func machineServers(text string) (servers []netip.Addr) {
+	for line := range strings.Lines(text) {
+		if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+			if a, err := netip.ParseAddr(f[1]); err == nil && !a.IsLoopback() && a.Zone() == "" {
+				servers = append(servers, a)
+			}
+		}
+	}
+	return servers
 }
 
 // unique keeps the first of equal ones.
