@@ -2,6 +2,9 @@
 //
 //   - protocol: our own share of each of Docker's calls, measured at the plugin's socket with this program in Docker's
 //     place, at 1, 100 and 1,000 networks and endpoints and up to 10,000 published ports, beside the goals.
+//   - dockerd: what Docker's user waits for, with a real dockerd (Debian's package docker.io) and its own bridge driver
+//     beside ours: networks, connecting a running container, start and removal with and without published ports; and the
+//     memory of a published port, beside that of docker-proxy.
 //
 // It runs in namespaces of its own for network, mounts and processes; nothing of the machine is touched. Needs root.
 package main
@@ -27,6 +30,7 @@ var parts = []struct {
 	run  func(context.Context) error
 }{
 	{"protocol", protocol},
+	{"dockerd", asUser},
 }
 
 func main() { rig.Main("bench/docker", run) }

@@ -154,7 +154,7 @@ func runOptions(r *rig) {
 	for _, wrong := range [][]string{{"--ip", "10.66.0.77"}, {"--ip6", "fd00:66::77"}} {
 		r.refused("in use", append(append([]string{"run", "--rm", "--network", "net"}, wrong...), "bb", "sleep", "0")...)
 	}
-	r.refused("does not belong to any of this network's subnets", "run", "--rm", "--network", "net", "--ip", "10.67.0.1", "bb", "sleep", "0")
+	r.refused("subnet", "run", "--rm", "--network", "net", "--ip", "10.67.0.1", "bb", "sleep", "0")
 
 	// The host's ports of -P are ours to choose; Docker can't show them.
 	ports := r.published()

@@ -10,7 +10,6 @@
 package docker_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -97,7 +96,11 @@ func newRig(t *testing.T, flags ...string) *rig {
 	})
 	r.startSeined()
 	r.startDocker(flags...)
-	if out, err := r.try(image(r), "import", "-", "bb"); err != nil {
+	image, err := testkit.BusyboxImage()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.try(bytes.NewReader(image), "import", "-", "bb"); err != nil {
 		r.Fatalf("docker import: %v: %s", err, out)
 	}
 	return r
@@ -139,7 +142,7 @@ func (r *rig) startDocker(flags ...string) {
 	if path := os.Getenv("SEINE_TEST_DOCKERD"); path != "" {
 		program = path
 	}
-	if err := os.WriteFile(filepath.Join(r.dir, "none"), []byte("{}"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(r.dir, "none"), []byte(`{"features": {"containerd-snapshotter": false}}`), 0o600); err != nil {
 		r.Fatal(err)
 	}
 	r.dockerd = r.start("env", append([]string{"PATH=" + filepath.Dir(program) + ":" + os.Getenv("PATH"), program,
@@ -169,34 +172,6 @@ func (r *rig) end(cmd *exec.Cmd, sig syscall.Signal) {
 		r.Errorf("%v", err)
 	}
 	_ = cmd.Wait()
-}
-
-// image is a root file system with busybox.
-func image(r *rig) io.Reader {
-	r.Helper()
-	path, _ := exec.LookPath("busybox")
-	busybox, err := os.ReadFile(path)
-	if err != nil {
-		r.Fatal(err)
-	}
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	add := func(h tar.Header, content []byte) {
-		h.Size = int64(len(content))
-		if err := w.WriteHeader(&h); err != nil {
-			r.Fatal(err)
-		}
-		_, _ = w.Write(content)
-	}
-	add(tar.Header{Name: "bin/busybox", Mode: 0o755}, busybox)
-	for _, name := range []string{"sh", "ping", "wget", "httpd", "ip", "sleep"} {
-		add(tar.Header{Name: "bin/" + name, Typeflag: tar.TypeSymlink, Linkname: "busybox"}, nil)
-	}
-	add(tar.Header{Name: "www/index.html", Mode: 0o644}, []byte("hello"))
-	if err := w.Close(); err != nil {
-		r.Fatal(err)
-	}
-	return &b
 }
 
 // cli is Docker's client. Debian's is as old as its dockerd; another one first in PATH may be too new for it.
