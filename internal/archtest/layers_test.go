@@ -43,6 +43,7 @@ var (
 		{pkg: "internal/driver", may: with(nouns, "internal/ruleset"), pure: true, why: "what every driver gets and gives"},
 		{pkg: "internal/driver/*", may: with(nouns, "internal/ruleset", "internal/driver"), pure: true, why: "a driver is replaced by deleting its folder: none may need another"},
 		{pkg: "internal/driver/cni", may: with(nouns, "internal/driver"), why: "it runs CNI plugins, which are programs of others"},
+		{pkg: "internal/driver/docker", may: with(nouns, "internal/driver"), why: "it calls Docker's plugins, which are programs of others"},
 		{pkg: "internal/driver/drivertest", may: with(nouns, "internal/ruleset", "internal/driver", "internal/kernel/fake", "internal/reconcile"), why: "what every driver has to pass: its objects are made and removed on the fake kernel"},
 		{pkg: "internal/addon", may: with(nouns, "internal/ruleset"), pure: true, why: "what every addon gets and gives"},
 		{pkg: "internal/addon/*", may: with(nouns, "internal/ruleset", "internal/addon"), pure: true, why: "addons don't know each other or the drivers"},

@@ -7,6 +7,7 @@ import (
 	"github.com/seine-net/seine/internal/driver"
 	"github.com/seine-net/seine/internal/driver/bridge"
 	"github.com/seine-net/seine/internal/driver/cni"
+	"github.com/seine-net/seine/internal/driver/docker"
 	"github.com/seine-net/seine/internal/driver/dummy"
 	"github.com/seine-net/seine/internal/driver/host"
 	"github.com/seine-net/seine/internal/driver/ipvlan"
@@ -21,6 +22,7 @@ func Drivers() map[string]driver.Driver {
 	return map[string]driver.Driver{
 		"bridge":  bridge.New(),
 		"cni":     cni.New(),
+		"docker":  docker.New(docker.NewPlugins()),
 		"dummy":   dummy.New(),
 		"host":    host.New(),
 		"ipvlan":  ipvlan.New(),
@@ -33,7 +35,9 @@ func Drivers() map[string]driver.Driver {
 
 // IPAMs gives every IPAM that takes the place of the daemon's own, under the name that a network asks for it by.
 func IPAMs() map[string]driver.Attacher {
-	return map[string]driver.Attacher{}
+	return map[string]driver.Attacher{
+		"docker": docker.NewIPAM(docker.NewPlugins()),
+	}
 }
 
 // Addons gives every addon; each decides by the endpoint whether it has something to do.

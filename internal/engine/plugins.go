@@ -133,20 +133,32 @@ func (e *Engine) entries() map[string]*entry {
 
 // begin has one attacher do its share and notes it in the entry.
 func (e *Engine) begin(id string, t *entry, p party, do func(driver.Call) error) error {
-	at := len(t.Parts)
 	t.Parts = append(t.Parts, part{Role: p.role, Name: p.name})
-	err := do(driver.Call{ID: id, Keep: func(note any) error {
+	err := do(driver.Call{ID: id, Keep: e.keepNote(id, t, len(t.Parts)-1), Free: e.freeRange})
+	if err != nil {
+		return fmt.Errorf("%s %q: %w", p.role, p.name, err)
+	}
+	return nil
+}
+
+// keepNote gives what stores the note of one part of an entry.
+func (e *Engine) keepNote(id string, t *entry, at int) driver.Keep {
+	return func(note any) error {
 		b, err := json.Marshal(note)
 		if err != nil {
 			return err
 		}
 		t.Parts[at].Note = b
 		return e.keepEntry(id, t)
-	}})
-	if err != nil {
-		return fmt.Errorf("%s %q: %w", p.role, p.name, err)
 	}
-	return nil
+}
+
+// freeRange says whether no network of ours and no route of the machine has addresses of a range.
+func (e *Engine) freeRange(p netip.Prefix) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, what := e.overlap(p, false)
+	return what == ""
 }
 
 // undo takes back what an entry has, last first, and the entry with the last of it. It goes on where it ended before.
@@ -168,9 +180,9 @@ func (e *Engine) undo(ctx context.Context, id string) error {
 			case a == nil:
 				err = errors.New("is not known to this program")
 			case t.Endpoint == "":
-				err = a.Teardown(ctx, p.Note)
+				err = a.Teardown(ctx, p.Note, e.keepNote(id, t, len(t.Parts)-1))
 			default:
-				err = a.Detach(ctx, p.Note)
+				err = a.Detach(ctx, p.Note, e.keepNote(id, t, len(t.Parts)-1))
 			}
 			if err != nil {
 				return fmt.Errorf("%s %q: %w", p.Role, p.Name, err)

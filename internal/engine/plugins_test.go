@@ -103,9 +103,11 @@ func (p *plugin) values() (out []string) {
 	return out
 }
 
-func (p *plugin) Teardown(ctx context.Context, raw []byte) error { return p.Detach(ctx, raw) }
+func (p *plugin) Teardown(ctx context.Context, raw []byte, keep driver.Keep) error {
+	return p.Detach(ctx, raw, keep)
+}
 
-func (p *plugin) Detach(_ context.Context, raw []byte) error {
+func (p *plugin) Detach(_ context.Context, raw []byte, _ driver.Keep) error {
 	var x note
 	if err := json.Unmarshal(raw, &x); err != nil {
 		return err

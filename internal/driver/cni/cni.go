@@ -109,7 +109,7 @@ func (Driver) Setup(_ context.Context, n *api.Network, c driver.Call) error {
 }
 
 // Teardown implements driver.Attacher: no plugin has anything of a network.
-func (Driver) Teardown(context.Context, []byte) error { return nil }
+func (Driver) Teardown(context.Context, []byte, driver.Keep) error { return nil }
 
 // attachment is the note of an endpoint.
 type attachment struct {
@@ -156,7 +156,7 @@ func (Driver) Attach(ctx context.Context, n api.Network, network []byte, e *api.
 }
 
 // Detach implements driver.Attacher: DEL of every plugin, last first. Where ADD did not end, it is called all the same.
-func (Driver) Detach(ctx context.Context, note []byte) error {
+func (Driver) Detach(ctx context.Context, note []byte, _ driver.Keep) error {
 	var a attachment
 	if err := json.Unmarshal(note, &a); err != nil {
 		return err

@@ -89,7 +89,7 @@ func TestChain(t *testing.T) {
 	if err := New().Check(t.Context(), note); err != nil {
 		t.Error(err)
 	}
-	if err := New().Detach(t.Context(), []byte(strings.Replace(string(note), "/proc/self/ns/net", "/nowhere/x", 1))); err != nil {
+	if err := New().Detach(t.Context(), []byte(strings.Replace(string(note), "/proc/self/ns/net", "/nowhere/x", 1)), nil); err != nil {
 		t.Error(err)
 	}
 	raw, _ := os.ReadFile(dir + "/log")
