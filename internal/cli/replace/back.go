@@ -17,7 +17,10 @@ func Back(dir string, o Options) ([]Action, error) {
 		return nil, err
 	}
 	defer f.close()
-	if f.lock == nil || !f.known {
+	if f.lock == nil && !o.DryRun {
+		return nil, f.do("remove "+f.aside(), func() error { return os.RemoveAll(f.aside()) })
+	}
+	if !f.known {
 		return nil, f.tidy()
 	}
 	var left []*entry
@@ -41,16 +44,32 @@ func Back(dir string, o Options) ([]Action, error) {
 	if err := f.sync(f.path); err != nil {
 		return f.actions, err
 	}
+	if gone, err := f.unmake(); gone || err != nil {
+		return f.actions, err
+	}
 	if err := f.do("remove the manifest", func() error { return os.Remove(f.kept(manifestName)) }); err != nil {
 		return f.actions, err
 	}
-	if err := f.tidy(); err != nil {
-		return f.actions, err
+	return f.actions, f.tidy()
+}
+
+// unmake removes a folder that was made for the files and has nothing else by now. It goes aside first, with the manifest,
+// so that it does not stay behind without one.
+func (f *folder) unmake() (gone bool, err error) {
+	entries, err := os.ReadDir(f.path)
+	if !f.Made || err != nil || len(entries) != 1 || entries[0].Name() != store {
+		return false, err
 	}
-	if f.Made {
-		_ = os.Remove(f.path) // only if it is empty
+	err = f.do("remove "+f.path, func() error {
+		if err := os.RemoveAll(f.aside()); err != nil {
+			return err
+		}
+		return os.Rename(f.path, f.aside())
+	})
+	if err != nil {
+		return false, err
 	}
-	return f.actions, nil
+	return true, f.do("remove "+f.aside(), func() error { return os.RemoveAll(f.aside()) })
 }
 
 // back does what is to be done about one name. When it has been done, doing it again does nothing.

@@ -216,9 +216,31 @@ func (f *folder) note(x File, was *state) {
 	f.actions = append(f.actions, a)
 }
 
+// aside is where a folder is made: it comes to its place with a manifest that says so.
+func (f *folder) aside() string { return f.path + store + ".tmp" }
+
 // make makes the folder, and takes its lock.
 func (f *folder) make() error {
-	if err := f.do("make "+f.path, func() error { return os.MkdirAll(f.path, 0o755) }); err != nil {
+	manifest, err := json.Marshal(manifest{Made: true, Entries: []*entry{}})
+	if err != nil {
+		return err
+	}
+	err = f.do("make "+f.aside(), func() error {
+		if err := os.RemoveAll(f.aside()); err != nil { // of a call that was interrupted
+			return err
+		}
+		if err := os.MkdirAll(f.aside(), 0o755); err != nil {
+			return err
+		}
+		if err := os.Mkdir(filepath.Join(f.aside(), store), 0o700); err != nil {
+			return err
+		}
+		return writeFile(filepath.Join(f.aside(), store, manifestName), manifest, 0o600)
+	})
+	if err != nil {
+		return err
+	}
+	if err := f.do("make "+f.path, func() error { return os.Rename(f.aside(), f.path) }); err != nil {
 		return err
 	}
 	locked, err := open(f.path, f.opts)
