@@ -1,11 +1,25 @@
 package api
 
-import "net/netip"
+import (
+	"encoding/json"
+	"net/netip"
+)
 
-// Node is the machine that a daemon runs on.
+// Node is a machine that a daemon runs on.
 type Node struct {
+	// ID is the machine's identity in its cluster: given when it founded or joined it, and the same whatever its name and
+	// addresses become. Empty on a machine that is in none.
+	ID      string `json:"id,omitempty"`
 	Name    string `json:"name"`
 	Version string `json:"version"`
+	// Addresses are those at which other machines of the cluster reach this one; of each family the first is used.
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Labels are the user's own; Seine gives them no meaning.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Fabrics has by name what each fabric tells other machines about this one, such as a public key.
+	Fabrics map[string]json.RawMessage `json:"fabrics,omitempty"`
+	// Health is what the other machines think of this one; "" on a machine that is in no cluster.
+	Health Health `json:"health,omitempty"`
 	// Revision is that of the store.
 	Revision  uint64 `json:"revision"`
 	Networks  int    `json:"networks"`
@@ -30,6 +44,27 @@ type Driver struct {
 	Name string `json:"name"`
 	// Options are the keys that Network.Options takes, with what they mean.
 	Options map[string]string `json:"options,omitempty"`
+}
+
+// Health is whether a machine of a cluster answers.
+type Health string
+
+// The states of health.
+const (
+	Alive   Health = "alive"
+	Suspect Health = "suspect" // it does not answer, and has a few seconds to do so
+	Dead    Health = "dead"    // it does not answer; it may be cut off, and its containers may run
+	Left    Health = "left"    // it left the cluster
+)
+
+// Address is the machine's first address of a family; the zero Addr for none.
+func (n *Node) Address(v4 bool) netip.Addr {
+	for _, a := range n.Addresses {
+		if a.Is4() == v4 {
+			return a
+		}
+	}
+	return netip.Addr{}
 }
 
 // Change is one difference between what the kernel holds and what it should hold.

@@ -47,6 +47,9 @@ var (
 		{pkg: "internal/driver/drivertest", may: with(nouns, "internal/ruleset", "internal/driver", "internal/kernel/fake", "internal/reconcile"), why: "what every driver has to pass: its objects are made and removed on the fake kernel"},
 		{pkg: "internal/addon", may: with(nouns, "internal/ruleset"), pure: true, why: "what every addon gets and gives"},
 		{pkg: "internal/addon/*", may: with(nouns, "internal/ruleset", "internal/addon"), pure: true, why: "addons don't know each other or the drivers"},
+		{pkg: "internal/fabric", may: with(nouns, "internal/ruleset"), pure: true, why: "what every fabric gets and gives"},
+		{pkg: "internal/fabric/*", may: with(nouns, "internal/ruleset", "internal/fabric"), pure: true, why: "a fabric is replaced by deleting its folder: none may need another"},
+		{pkg: "internal/fabric/fabrictest", may: with(nouns, "internal/ruleset", "internal/fabric", "internal/desired", "internal/kernel/fake", "internal/reconcile"), why: "what every fabric has to pass: its objects are made and removed on the fake kernel"},
 		{pkg: "internal/ipam/*", may: nouns, why: "addresses know nothing of interfaces"},
 		{pkg: "internal/ipam/dhcp", may: with(nouns, "internal/ipam/dhcprpc"), why: "it answers what dhcprpc asks; the kernel and the store are given to it"},
 		{pkg: "internal/dns", may: nouns, why: "names and answers; who is there is told to it"},
@@ -66,7 +69,7 @@ var (
 		{pkg: "internal/cli/replace", why: "files in place of others and back; it knows no plugins"},
 		{pkg: "internal/cli/sandbox", why: "namespaces, mounts and processes for seine run; it knows no network"},
 		// 5: wiring
-		{pkg: "internal/builtin", may: []string{"internal/driver", "internal/driver/*", "internal/addon", "internal/addon/*", "internal/ipam/*"}, why: "the one list of what there is"},
+		{pkg: "internal/builtin", may: []string{"internal/kernel", "internal/driver", "internal/driver/*", "internal/fabric", "internal/fabric/*", "internal/addon", "internal/addon/*", "internal/ipam/*"}, why: "the one list of what there is"},
 		{pkg: "internal/app", may: []string{"..."}, why: "it puts the daemon together"},
 		{pkg: "cmd/seine", may: []string{"api", "client", "internal/cli", "internal/cli/sandbox"}, why: "the command line must not grow the daemon's parts"},
 		{pkg: "cmd/seined", may: []string{"internal/app"}, why: "a main is flags and one call"},
@@ -80,7 +83,7 @@ var (
 	}
 	// What tests may import beyond what their package may: the fakes, the suites, the lab, and a real kernel.
 	forTests = []string{"internal/kernel/fake", "internal/kernel/kerneltest", "internal/kernel/linux", "internal/testkit",
-		"internal/driver/drivertest", "internal/cluster/agreed/agreedtest", "internal/cluster/gossip/gossiptest", "internal/cluster/pki", "internal/builtin",
+		"internal/driver/drivertest", "internal/fabric/fabrictest", "internal/cluster/agreed/agreedtest", "internal/cluster/gossip/gossiptest", "internal/cluster/pki", "internal/builtin",
 		"internal/frontdoor/http", "internal/frontdoor/http/fakeengine"}
 	// notPure is what a pure package has no use for.
 	notPure = []string{"log", "log/slog", "math/rand", "math/rand/v2", "net", "net/http", "os", "os/exec", "sync", "syscall", "time"}

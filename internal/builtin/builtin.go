@@ -1,4 +1,4 @@
-// Package builtin is the list of what this program has: one line per driver and addon, name → constructor.
+// Package builtin is the list of what this program has: one line per driver, fabric and addon, name → constructor.
 package builtin
 
 import (
@@ -15,6 +15,11 @@ import (
 	"github.com/seine-net/seine/internal/driver/null"
 	"github.com/seine-net/seine/internal/driver/ptp"
 	"github.com/seine-net/seine/internal/driver/vlan"
+	"github.com/seine-net/seine/internal/fabric"
+	"github.com/seine-net/seine/internal/fabric/hostgw"
+	"github.com/seine-net/seine/internal/fabric/vxlan"
+	"github.com/seine-net/seine/internal/fabric/wireguard"
+	"github.com/seine-net/seine/internal/kernel"
 )
 
 // Drivers gives every driver under the name that a network asks for it by.
@@ -37,6 +42,15 @@ func Drivers() map[string]driver.Driver {
 func IPAMs() map[string]driver.Attacher {
 	return map[string]driver.Attacher{
 		"docker": docker.NewIPAM(docker.NewPlugins()),
+	}
+}
+
+// Fabrics gives every fabric under the name that a network asks for it by. key is the node's own for WireGuard.
+func Fabrics(key kernel.Secret) map[string]fabric.Fabric {
+	return map[string]fabric.Fabric{
+		hostgw.Name:    hostgw.New(),
+		vxlan.Name:     vxlan.New(0),
+		wireguard.Name: wireguard.New(key, 0),
 	}
 }
 

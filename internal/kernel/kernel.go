@@ -183,6 +183,13 @@ const AliasPrefix = "seine:"
 // in other people's chains match it with a wildcard.
 const HostPrefix = "sn-"
 
+// TunnelPrefix and Tunnel6Prefix begin the names of the links that lead to other machines, over IPv4 or either family and
+// over IPv6.
+const (
+	TunnelPrefix  = "sx-"
+	Tunnel6Prefix = "sx6-"
+)
+
 // PortPrefix begins the name of the machine's end of every veth that is a port of a bridge of ours.
 const PortPrefix = "sv-"
 

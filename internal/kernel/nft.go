@@ -21,6 +21,7 @@ const (
 	TypeService Type = "inet_service" // a port
 	TypeIfname  Type = "ifname"
 	TypeMark    Type = "mark"
+	TypeVNI     Type = "vni"      // of VXLAN, decimal; nft(8) lists it as a number 256 times as large
 	TypeGroup   Type = "devgroup" // a device group, decimal (meta iifgroup, meta oifgroup)
 	TypeVerdict Type = "verdict"  // "accept", "drop", "jump NAME", "goto NAME"
 )

@@ -37,6 +37,7 @@ const (
 	FieldSCTPDport Field = "sctp dport"
 	FieldThSport   Field = "th sport"
 	FieldThDport   Field = "th dport"
+	FieldVNI       Field = "vxlan vni" // with the reserved byte behind it, which is 0; looked up in sets only
 )
 
 // fieldTypes has the set type of each field; "" where a field can't be looked up in a set.
@@ -47,6 +48,7 @@ var fieldTypes = map[Field]Type{
 	FieldL4proto: TypeProto, FieldMark: TypeMark, FieldCtMark: TypeMark,
 	FieldTCPSport: TypeService, FieldTCPDport: TypeService, FieldUDPSport: TypeService, FieldUDPDport: TypeService,
 	FieldSCTPSport: TypeService, FieldSCTPDport: TypeService, FieldThSport: TypeService, FieldThDport: TypeService,
+	FieldVNI:     TypeVNI,
 	FieldNfproto: "", FieldCtState: "", FieldCtStatus: "", FieldFibDaddr: "",
 }
 
@@ -463,7 +465,7 @@ func (p *ruleParser) value(f Field, m *Match) error {
 	switch f {
 	case FieldIifname, FieldOifname:
 		return p.ifname(m)
-	case FieldEthSaddr:
+	case FieldEthSaddr, FieldVNI:
 		return p.want("@ and the name of a set")
 	case FieldIPSaddr, FieldIPDaddr, FieldIP6Saddr, FieldIP6Daddr:
 		return p.address(f, m)

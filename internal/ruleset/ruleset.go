@@ -5,9 +5,10 @@
 //	prerouting  raw     drop packets from containers to 127.0.0.0/8 (route_localnet is on where ports are published)
 //	            dnat    name service, published ports
 //	output      dnat    name service at the fixed addresses and published ports, for programs of the machine itself
-//	forward     filter  replies; within a network; published; nothing else goes to a network, nothing from an internal one,
-//	                    nor from a network to one of Docker's own
-//	input       filter  the name server's port is for containers only, guests among them
+//	forward     filter  between machines of a cluster only by the way that is meant for it; replies; within a network;
+//	                    published; nothing else goes to a network, nothing from an internal one, nor from a network to one
+//	                    of Docker's own
+//	input       filter  VXLAN is for machines of the cluster only, the name server's port for containers, guests among them
 //	postrouting snat    hairpin, from the machine's loopback, masquerade
 //
 // Networks are told apart by the device group of their interfaces, not by name: a bridge network has one interface, a
@@ -67,6 +68,32 @@ var (
 		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
 )
 
+// What machines of a cluster send one another.
+var (
+	// Cluster4 and Cluster6 hold the subnets of the cluster's networks. Nobody may be there but containers, and what
+	// other machines send by the way that Far4 and Far6 say.
+	Cluster4 = &kernel.Set{Name: "cluster4", Key: []kernel.Type{kernel.TypeIPv4}, Interval: true}
+	Cluster6 = &kernel.Set{Name: "cluster6", Key: []kernel.Type{kernel.TypeIPv6}, Interval: true}
+	// Far4 and Far6 lead from a block of addresses on another machine to the chain of its network and the interface by
+	// which it is reached (FarChain), where that is not the network's own.
+	Far4 = &kernel.Set{Name: "far4", Key: []kernel.Type{kernel.TypeIPv4}, Interval: true, Data: []kernel.Type{kernel.TypeVerdict}}
+	Far6 = &kernel.Set{Name: "far6", Key: []kernel.Type{kernel.TypeIPv6}, Interval: true, Data: []kernel.Type{kernel.TypeVerdict}}
+	// Tunnels holds (port, identifier) of our VXLAN networks, VTEP4 and VTEP6 the machines that may use them.
+	Tunnels = &kernel.Set{Name: "tunnels", Key: []kernel.Type{kernel.TypeService, kernel.TypeVNI}}
+	VTEP4   = &kernel.Set{Name: "vtep4", Key: []kernel.Type{kernel.TypeIPv4}}
+	VTEP6   = &kernel.Set{Name: "vtep6", Key: []kernel.Type{kernel.TypeIPv6}}
+)
+
+// FarChain is the chain that lets a network's packets pass between it and an interface of the machine, and is what Far4
+// and Far6 lead to.
+func FarChain(network, link string) *kernel.TableChain {
+	sum := sha256.Sum256([]byte(network + "\x00" + link))
+	return &kernel.TableChain{Table: Name, Chain: kernel.Chain{Name: fmt.Sprintf("far-%x", sum[:8]), Rules: []string{
+		fmt.Sprintf("iifname %q meta oifgroup %d accept", link, Group(network)),
+		fmt.Sprintf("oifname %q meta iifgroup %d accept", link, Group(network)),
+	}}}
+}
+
 // Table is the table, with the port that the name server listens on. With relay6 connections to [::1] are left to
 // somebody who listens there (internal/loopback).
 func Table(dnsPort uint16, relay6 bool) *kernel.Table {
@@ -86,7 +113,8 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 	guard := fmt.Sprintf("iifname != @guests meta iifgroup != @nets %%s dport %d drop", dnsPort)
 	return &kernel.Table{
 		Name: Name,
-		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Apart, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6},
+		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Apart, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6,
+			Cluster4, Cluster6, Far4, Far6, Tunnels, VTEP4, VTEP6},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
@@ -94,8 +122,31 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"dnat ip6 to meta l4proto . ip6 daddr . th dport map @addrport6",
 				"fib daddr type local dnat ip6 to meta l4proto . th dport map @port6",
 			}},
+			{Name: "far", Rules: []string{
+				"ip saddr vmap @far4",
+				"ip6 saddr vmap @far6",
+				// Through a published port, which is open to anybody.
+				"ct status dnat return",
+				"drop",
+			}},
+			{Name: "near", Rules: []string{
+				"ip daddr vmap @far4",
+				"ip6 daddr vmap @far6",
+				"drop",
+			}},
+			{Name: "tunnel", Rules: []string{
+				"meta iifgroup @nets drop",
+				"ip saddr @vtep4 accept",
+				"ip6 saddr @vtep6 accept",
+				"drop",
+			}},
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
 				"meta iifgroup @nets ip daddr 127.0.0.0/8 drop",
+				// Nothing is to be known of the outer packets: the inner ones are looked at.
+				"fib daddr type local udp dport . vxlan vni @tunnels notrack",
+			}},
+			{Name: "rawout", Type: "filter", Hook: "output", Priority: -300, Rules: []string{
+				"udp dport . vxlan vni @tunnels notrack",
 			}},
 			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: -100, Rules: slices.Concat(
 				names("meta iifgroup @nets ", "dns4", "dns6"), names("iifname @guests ", "fixed4", "fixed6"), []string{
@@ -105,10 +156,17 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				})},
 			{Name: "output", Type: "nat", Hook: "output", Priority: -100, Rules: output},
 			{Name: "input", Type: "filter", Hook: "input", Priority: 0, Rules: []string{
+				"udp dport . vxlan vni @tunnels jump tunnel",
 				fmt.Sprintf("iifname != \"lo\" "+guard, "udp"),
 				fmt.Sprintf("iifname != \"lo\" "+guard, "tcp"),
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: []string{
+				// Before what is known: nobody may add to a connection between containers of two machines from beside
+				// their way, and nothing of it may leave by another.
+				"meta iifgroup != @nets ip saddr @cluster4 jump far",
+				"meta iifgroup != @nets ip6 saddr @cluster6 jump far",
+				"meta iifgroup @nets meta oifgroup != @nets ip daddr @cluster4 jump near",
+				"meta iifgroup @nets meta oifgroup != @nets ip6 daddr @cluster6 jump near",
 				"ct state established,related accept",
 				"meta iifgroup . meta oifgroup @intra accept",
 				"meta iifgroup @internal drop",
@@ -126,6 +184,8 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"meta oifgroup @nets ip saddr 127.0.0.0/8 masquerade",
 				"meta oifgroup @nets ip6 saddr ::1 masquerade",
 				"meta oifgroup @nets return",
+				"ip daddr @cluster4 return",
+				"ip6 daddr @cluster6 return",
 				"ip saddr @masq4 masquerade",
 				"ip6 saddr @masq6 masquerade",
 			}},

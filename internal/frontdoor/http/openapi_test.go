@@ -406,6 +406,8 @@ func (d *document) typeName(s *schema) string {
 		return strings.TrimPrefix(s.Ref, "#/components/schemas/")
 	case s.Type == "array":
 		return "[]" + d.typeName(s.Items)
+	case s.Type == "":
+		return "anything"
 	case s.Type == "object":
 		return "map of " + d.typeName(s.AdditionalProperties)
 	}
@@ -415,6 +417,9 @@ func (d *document) typeName(s *schema) string {
 func goTypeName(t reflect.Type) string {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
+	}
+	if t == reflect.TypeFor[json.RawMessage]() {
+		return "anything"
 	}
 	switch t.Kind() {
 	case reflect.Slice:

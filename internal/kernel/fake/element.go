@@ -18,7 +18,7 @@ type span struct{ first, last string }
 func (s span) overlaps(t span) bool { return s.first <= t.last && t.first <= s.last }
 
 var keyTypes = []kernel.Type{kernel.TypeIPv4, kernel.TypeIPv6, kernel.TypeProto, kernel.TypeService, kernel.TypeIfname, kernel.TypeMark,
-	kernel.TypeGroup, kernel.TypeEther}
+	kernel.TypeGroup, kernel.TypeEther, kernel.TypeVNI}
 
 func checkSet(s *kernel.Set) error {
 	if len(s.Key) == 0 {
@@ -119,6 +119,12 @@ func parseValue(t kernel.Type, s string, interval bool) (span, error) {
 	case kernel.TypeMark:
 		n, err := strconv.ParseUint(s, 0, 32)
 		if err != nil {
+			return span{}, bad
+		}
+		s = fmt.Sprintf("%08x", n)
+	case kernel.TypeVNI:
+		n, err := strconv.ParseUint(s, 10, 24)
+		if err != nil || strconv.FormatUint(n, 10) != s {
 			return span{}, bad
 		}
 		s = fmt.Sprintf("%08x", n)

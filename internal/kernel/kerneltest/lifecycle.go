@@ -192,6 +192,9 @@ func nftLifecycles(tbl *kernel.Table) []lifecycle {
 			changed: element(port4, "tcp . 8080", "10.1.0.3 . 81"), byHand: true},
 		{name: "element of an IPv6 map", needs: needs, object: element(port6, "udp . fd00:1::1 . 8080", "fd00:1::2 . 80"),
 			changed: element(port6, "udp . fd00:1::1 . 8080", "fd00:1::3 . 81"), byHand: true},
+		{name: "element of a set of VXLAN networks", needs: needs, object: element(vnis, "4789 . 16777215", ""), byHand: false},
+		{name: "element of a verdict map of prefixes", needs: needs, object: element(to4, "10.1.0.0/24", "drop"),
+			changed: element(to4, "10.1.0.0/24", "accept"), byHand: true},
 		{name: "element of a verdict map", needs: needs, object: element(go4, "10.1.0.1", "goto publish"),
 			changed: element(go4, "10.1.0.1", "drop"), byHand: true},
 	}

@@ -45,7 +45,9 @@ var (
 		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
 	port6 = &kernel.Set{Name: "port6", Key: []kernel.Type{kernel.TypeProto, kernel.TypeIPv6, kernel.TypeService},
 		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
-	go4 = &kernel.Set{Name: "go4", Key: []kernel.Type{kernel.TypeIPv4}, Data: []kernel.Type{kernel.TypeVerdict}}
+	vnis = &kernel.Set{Name: "vnis", Key: []kernel.Type{kernel.TypeService, kernel.TypeVNI}}
+	to4  = &kernel.Set{Name: "to4", Key: []kernel.Type{kernel.TypeIPv4}, Interval: true, Data: []kernel.Type{kernel.TypeVerdict}}
+	go4  = &kernel.Set{Name: "go4", Key: []kernel.Type{kernel.TypeIPv4}, Data: []kernel.Type{kernel.TypeVerdict}}
 )
 
 const tableName = "seine-kerneltest"
@@ -53,7 +55,7 @@ const tableName = "seine-kerneltest"
 func table() *kernel.Table {
 	return &kernel.Table{
 		Name: tableName,
-		Sets: []*kernel.Set{nets, sub4, sub6, rng, one4, one6, port4, port6, go4},
+		Sets: []*kernel.Set{nets, sub4, sub6, rng, one4, one6, port4, port6, go4, vnis, to4},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"fib daddr type local dnat ip to meta l4proto . th dport map @port4",
@@ -62,6 +64,8 @@ func table() *kernel.Table {
 			{Name: "prerouting", Type: "nat", Hook: "prerouting", Priority: -100, Rules: []string{"jump publish"}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: []string{
 				"ct state established,related accept",
+				"ip daddr vmap @to4",
+				"udp dport . vxlan vni @vnis drop",
 				"meta oifgroup @nets drop",
 			}},
 			{Name: "postrouting", Type: "nat", Hook: "postrouting", Priority: 100, Rules: []string{

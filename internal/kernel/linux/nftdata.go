@@ -29,6 +29,7 @@ const (
 )
 
 var setTypes = map[kernel.Type]setType{
+	kernel.TypeVNI:     {4, 4, orderBig}, // nft's "integer"
 	kernel.TypeIPv4:    {7, 4, orderBig},
 	kernel.TypeIPv6:    {8, 16, orderBig},
 	kernel.TypeEther:   {9, 6, orderBig},
@@ -132,6 +133,12 @@ func encodeOne(t kernel.Type, s string) ([]byte, error) {
 			return bad()
 		}
 		return hw, nil
+	case kernel.TypeVNI:
+		n, err := strconv.ParseUint(s, 10, 24)
+		if err != nil {
+			return bad()
+		}
+		return binary.BigEndian.AppendUint32(nil, uint32(n)<<8), nil
 	case kernel.TypeMark, kernel.TypeGroup:
 		n, err := strconv.ParseUint(s, 0, 32)
 		if err != nil {
@@ -181,6 +188,8 @@ func decodeOne(t kernel.Type, b []byte) string {
 		return strconv.Itoa(int(b[0]))
 	case kernel.TypeService:
 		return strconv.Itoa(int(binary.BigEndian.Uint16(b)))
+	case kernel.TypeVNI:
+		return strconv.FormatUint(uint64(binary.BigEndian.Uint32(b)>>8), 10)
 	case kernel.TypeMark:
 		return fmt.Sprintf("%#x", native.Uint32(b))
 	case kernel.TypeGroup:

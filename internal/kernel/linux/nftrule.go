@@ -56,6 +56,7 @@ var sources = map[kernel.Field]source{
 	kernel.FieldSCTPDport: portSource(unix.IPPROTO_SCTP, 2),
 	kernel.FieldThSport:   portSource(0, 0),
 	kernel.FieldThDport:   portSource(0, 2),
+	kernel.FieldVNI:       {base: baseTransport, offset: 12, l4proto: unix.IPPROTO_UDP, size: 4},
 }
 
 // compiler turns one rule into expressions.
