@@ -16,6 +16,15 @@ const (
 	IPv6 Family = "ipv6"
 )
 
+// Scope says who knows a network.
+type Scope string
+
+// The scopes.
+const (
+	NodeScope    Scope = "node"    // one machine; "" is the same
+	ClusterScope Scope = "cluster" // every machine of the cluster
+)
+
 // Network is a set of endpoints that reach each other.
 type Network struct {
 	Meta
@@ -44,6 +53,21 @@ type Network struct {
 	MTU int `json:"mtu,omitempty"`
 	// Interface is the name of the bridge on the machine. Default: "sn-" and the network's name, or a hash of it.
 	Interface string `json:"interface,omitempty"`
+	// Scope says who knows the network: this machine alone, or every machine of the cluster. Default: "cluster" for a new
+	// bridge network of a machine that is in a cluster, else "node".
+	Scope Scope `json:"scope,omitempty"`
+	// Fabric is how packets get from one machine of the cluster to another: "auto" (the default), "hostgw", "vxlan",
+	// "wireguard", "udp". It can be changed while the network is used.
+	Fabric string `json:"fabric,omitempty"`
+	// Encrypt has packets between machines encrypted, whatever way they take. A machine that can't is refused.
+	Encrypt bool `json:"encrypt,omitempty"`
+	// Broadcast makes the network one layer 2 switch over all machines, with broadcast and multicast. Without it packets
+	// between machines are routed.
+	Broadcast bool `json:"broadcast,omitempty"`
+	// ID tells a network of a cluster from others that had its name before. Given by the cluster.
+	ID string `json:"id,omitempty"`
+	// VNI is the network's number in VXLAN headers (RFC 7348 section 5), 4096 to 16777215. Given by the cluster.
+	VNI uint32 `json:"vni,omitempty"`
 	// Options are the driver's own. A network with subnets has besides: "dns.search", domains for the search list of its
 	// containers' resolvers, separated by commas ("." for none), and "dns.options", options of resolv.conf(5) likewise.
 	Options map[string]string `json:"options,omitempty"`
@@ -131,6 +155,9 @@ func (n *Network) Validate() error {
 	if err := n.validateSubnets(noun); err != nil {
 		return err
 	}
+	if err := n.validateScope(noun); err != nil {
+		return err
+	}
 	least := 68
 	if n.Subnet6() != nil || len(n.Subnets) == 0 && n.Family != IPv4 {
 		least = 1280 // RFC 8200 section 5
@@ -164,6 +191,43 @@ func checkPlugin(noun, field, name string) error {
 		return nil
 	}
 	return checkName(noun, field, plugin, 64)
+}
+
+// Shared reports whether the network is one of all machines of a cluster.
+func (n *Network) Shared() bool { return n.Scope == ClusterScope }
+
+// The bounds of Network.VNI: numbers below are left to networks that somebody makes by hand.
+const (
+	MinVNI = 4096
+	MaxVNI = 1<<24 - 1
+)
+
+func (n *Network) validateScope(noun string) error {
+	switch n.Scope {
+	case "", NodeScope, ClusterScope:
+	default:
+		return FieldError(noun, "scope", n.Scope, "is no scope", `"node" or "cluster"`)
+	}
+	if n.Scope == NodeScope {
+		for _, f := range []struct {
+			field string
+			value any
+			set   bool
+		}{{"fabric", n.Fabric, n.Fabric != ""}, {"encrypt", n.Encrypt, n.Encrypt}, {"broadcast", n.Broadcast, n.Broadcast}} {
+			if f.set {
+				return FieldError(noun, f.field, f.value, "has no meaning on one machine", `none, or scope "cluster"`)
+			}
+		}
+	}
+	if n.Fabric != "" {
+		if err := checkName(noun, "fabric", n.Fabric, 32); err != nil {
+			return err
+		}
+	}
+	if n.VNI != 0 && (n.VNI < MinVNI || n.VNI > MaxVNI) {
+		return FieldError(noun, "vni", n.VNI, "is out of range", fmt.Sprintf("%d to %d, or 0 to have one given", MinVNI, MaxVNI))
+	}
+	return nil
 }
 
 func (n *Network) validateSubnets(noun string) error {

@@ -31,6 +31,7 @@ var (
 		{pkg: "internal/reconcile", may: with(nouns, "internal/desired"), why: "it makes the kernel hold what desired says, whatever that is"},
 		{pkg: "internal/state", may: nouns, why: "it keeps nouns and never acts on them"},
 		{pkg: "internal/ruleset", may: nouns, pure: true, why: "the shape of our nftables table, which drivers and addons fill"},
+		{pkg: "internal/cluster", may: with(nouns[:1], "internal/cluster/agreed", "internal/cluster/blocks"), why: "it keeps definitions and leases in the store; the engine is told, not known"},
 		{pkg: "internal/cluster/agreed", may: nil, why: "what a store of agreed truth is, and one in memory; it knows keys, not meaning"},
 		{pkg: "internal/cluster/agreed/agreedtest", may: []string{"internal/cluster/agreed"}, why: "one suite for every such store"},
 		{pkg: "internal/cluster/blocks", may: []string{"internal/cluster/agreed"}, why: "who holds which addresses is agreed; who has one of them is the engine's"},

@@ -112,6 +112,9 @@ func (e *Engine) PutEndpoint(ctx context.Context, ep api.Endpoint, match uint64)
 		return ep, refused(noun, err)
 	}
 	defer unlock()
+	if err := e.room(ctx, ep); err != nil {
+		return ep, err
+	}
 	old, ep, changed, err := e.storeEndpoint(ep, match)
 	if err != nil {
 		return ep, err

@@ -123,6 +123,7 @@ type Engine struct {
 	sandboxes map[string][]string
 	// leaving are endpoints that the kernel was not clean of when they were detached, by key.
 	leaving map[string]leaving
+	cluster Cluster // nil while the machine is in none
 }
 
 // New makes an Engine from a store; Load makes it work.
@@ -293,7 +294,7 @@ func (e *Engine) setMachine() error {
 	var out []kernel.Object
 	var names []string
 	for _, n := range e.Store.Networks() {
-		if via := e.via(n); len(n.Subnets) > 0 && via != "" {
+		if via := e.via(n); len(n.Subnets) > 0 && via != "" && (!n.Shared() || e.takesPart(n)) {
 			names = append(names, via)
 		}
 	}
@@ -337,6 +338,9 @@ func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
 	d := e.driver(n.Driver)
 	if d == nil {
 		return nil, fmt.Errorf("driver %q is not known", n.Driver)
+	}
+	if n.Shared() && !e.takesPart(n) {
+		return e.Want.Drop(driver.NetworkOwner(n.Name)), nil
 	}
 	objects, err := d.Network(n, e.Facts())
 	if err != nil {

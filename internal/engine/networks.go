@@ -66,6 +66,12 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 		return n, refused(noun, err)
 	}
 	defer unlock()
+	if was, ok := e.Store.Network(n.Name); ok && n.Shared() && !was.Shared() {
+		return e.share(ctx, was)
+	}
+	if e.sharing(n) {
+		return e.putShared(ctx, n, match)
+	}
 	if err := e.checkIPAM(noun, n); err != nil {
 		return n, err
 	}
@@ -102,38 +108,47 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 
 // storeNetwork completes and checks a network and commits it; old is nil for a new one.
 func (e *Engine) storeNetwork(n api.Network, match uint64) (old *api.Network, _ api.Network, changed bool, err error) {
-	noun := api.NetworkNoun(n.Name)
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if old, n, changed, err = e.prepareNetwork(n, match); err == nil && changed {
+		n, err = e.commitNetwork(n)
+	}
+	return old, n, changed, err
+}
+
+// prepareNetwork completes and checks a network; old is nil for a new one. Nothing is changed. e.mu is held.
+func (e *Engine) prepareNetwork(n api.Network, match uint64) (old *api.Network, _ api.Network, changed bool, err error) {
+	noun := api.NetworkNoun(n.Name)
 	was, exists := e.Store.Network(n.Name)
 	if err := checkRevision(noun, match, exists, was.Revision); err != nil {
 		return nil, n, false, err
 	}
 	n.Status, n.Meta.Revision, n.Created, n.Plugin = nil, 0, "", was.Plugin
-	if exists {
-		old = &was
-		n.Created = was.Created
-		if err := e.mergeNetwork(noun, &n, was); err != nil {
-			return old, n, false, err
-		}
-		same := was
-		same.Revision = 0
-		if reflect.DeepEqual(same, n) {
-			return old, was, false, nil
-		}
-	} else if err := e.completeNetwork(noun, &n); err != nil {
-		return nil, n, false, err
+	if !exists {
+		err := e.completeNetwork(noun, &n)
+		return nil, n, err == nil, err
 	}
+	n.Created = was.Created
+	if err := e.mergeNetwork(noun, &n, was); err != nil {
+		return &was, n, false, err
+	}
+	same := was
+	same.Revision = 0
+	if reflect.DeepEqual(same, n) {
+		return &was, was, false, nil
+	}
+	return &was, n, true, nil
+}
+
+// commitNetwork stores a network and gives it its pools; e.mu is held.
+func (e *Engine) commitNetwork(n api.Network) (api.Network, error) {
 	c := state.Change{PutNetworks: []api.Network{n}}
 	if _, err := e.Store.Commit(&c); err != nil {
-		return old, n, false, refused(noun, err)
+		return n, refused(api.NetworkNoun(n.Name), err)
 	}
-	if !exists {
-		e.addPools(c.PutNetworks[0])
-	} else {
-		e.reservePools(c.PutNetworks[0])
-	}
-	return old, c.PutNetworks[0], true, nil
+	n = c.PutNetworks[0]
+	e.reservePools(n)
+	return n, nil
 }
 
 // mergeNetwork fills what n leaves out from the stored network and refuses what can't be changed.
@@ -169,6 +184,7 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 	if n.Aliases == nil {
 		n.Aliases = was.Aliases
 	}
+	mergeShared(n, was)
 	if len(n.Subnets) == 0 {
 		n.Subnets = was.Subnets
 	}
@@ -185,7 +201,8 @@ func (e *Engine) mergeNetwork(noun string, n *api.Network, was api.Network) erro
 		was, now any
 	}{{"driver", was.Driver, n.Driver}, {"family", was.Family, n.Family}, {"mtu", was.MTU, n.MTU},
 		{"interface", was.Interface, n.Interface}, {"options", was.Options, n.Options},
-		{"ipam", was.IPAM, n.IPAM}, {"ipamOptions", was.IPAMOptions, n.IPAMOptions}, {"subnets", shape(was), shape(*n)}}
+		{"ipam", was.IPAM, n.IPAM}, {"ipamOptions", was.IPAMOptions, n.IPAMOptions}, {"subnets", shape(was), shape(*n)},
+		{"scope", was.Shared(), n.Shared()}, {"id", was.ID, n.ID}, {"vni", was.VNI, n.VNI}, {"broadcast", was.Broadcast, n.Broadcast}}
 	for _, f := range fixed {
 		if !reflect.DeepEqual(f.was, f.now) {
 			err := api.FieldError(noun, f.field, f.now, "can't be changed", fmt.Sprint(f.was))
@@ -331,6 +348,9 @@ func (e *Engine) checkUse(noun string, n api.Network) error {
 		return api.FieldError(noun, "driver", n.Driver, "is not known", strings.Join(known, ", "))
 	}
 	uses := d.Uses()
+	if err := e.checkShared(noun, n); err != nil {
+		return err
+	}
 	if n.IPAM != "" && !uses.Subnets {
 		return api.FieldError(noun, "ipam", n.IPAM, fmt.Sprintf("has no meaning for driver %q", n.Driver), "none")
 	}
@@ -451,7 +471,13 @@ func (e *Engine) Holder(a netip.Addr) string {
 func (e *Engine) addPools(n api.Network) {
 	pools := make([]*pool.Pool, 0, len(n.Subnets))
 	for _, s := range n.Subnets {
-		pools = append(pools, pool.New(s))
+		if !n.Shared() {
+			pools = append(pools, pool.New(s))
+			continue
+		}
+		p := pool.NewShared(s)
+		p.SetBlocks(e.blocks(n, s.Prefix))
+		pools = append(pools, p)
 	}
 	e.pools[n.Name] = pools
 }
@@ -554,6 +580,9 @@ func (e *Engine) removeNetwork(ctx context.Context, name string, match uint64, h
 	}
 	if err := checkRevision(noun, match, ok, n.Revision); err != nil {
 		return err
+	}
+	if n.Shared() {
+		return e.abolish(ctx, n)
 	}
 	return how(ctx, name)
 }

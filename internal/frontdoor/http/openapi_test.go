@@ -428,7 +428,7 @@ func goTypeName(t reflect.Type) string {
 		return "map of " + goTypeName(t.Elem())
 	case reflect.Bool:
 		return "boolean"
-	case reflect.Int, reflect.Uint16, reflect.Uint64:
+	case reflect.Int, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return "integer"
 	case reflect.Struct:
 		if t.PkgPath() == reflect.TypeFor[api.Network]().PkgPath() {

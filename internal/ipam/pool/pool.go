@@ -19,36 +19,124 @@ var (
 	ErrFull    = errors.New("no address is left")
 	ErrOutside = errors.New("is not in the subnet")
 	ErrUnfit   = errors.New("can't be given to a container")
+	ErrForeign = errors.New("is in no block that this machine holds")
 )
 
 // Pool gives out addresses of one subnet, each after the one before, so that a released address rests for as long as
 // possible. It is not safe for concurrent use.
 type Pool struct {
 	subnet   api.Subnet
-	from, to netip.Addr // what is given out by itself, both included
+	spans    []span // what is given out by itself, in order
 	next     netip.Addr
 	taken    map[netip.Addr]string
 	reserved map[netip.Addr]bool
+	// shared subnets are several machines': this one has the blocks only.
+	shared bool
+	blocks []netip.Prefix
 }
+
+// span is a range of addresses, both ends included.
+type span struct{ from, to netip.Addr }
+
+func (s span) contains(a netip.Addr) bool { return a.Compare(s.from) >= 0 && a.Compare(s.to) <= 0 }
 
 // New makes a pool; the subnet has been validated and has its gateway.
 func New(s api.Subnet) *Pool {
-	r := s.Range
-	if !r.IsValid() {
-		r = s.Prefix
-	}
-	p := &Pool{subnet: s, from: r.Addr(), to: api.LastAddr(r), taken: map[netip.Addr]string{}, reserved: map[netip.Addr]bool{}}
-	if p.from == s.Prefix.Addr() {
-		p.from = p.from.Next() // the network's own address; for IPv6 the subnet-router anycast (RFC 4291 2.6.1)
-	}
-	if p.to == api.LastAddr(s.Prefix) && p.to.Is4() {
-		p.to = p.to.Prev() // broadcast
-	}
-	p.next = p.from
+	p := &Pool{subnet: s, taken: map[netip.Addr]string{}, reserved: map[netip.Addr]bool{}}
+	p.spans = []span{p.span(s.Prefix)}
+	p.next = p.spans[0].from
 	for _, a := range s.Reserved {
 		p.reserved[a] = true
 	}
 	return p
+}
+
+// NewShared makes the pool of a subnet that several machines share: it gives out nothing before SetBlocks.
+func NewShared(s api.Subnet) *Pool {
+	p := New(s)
+	p.shared, p.spans = true, nil
+	return p
+}
+
+// SetBlocks tells which parts of a shared subnet this machine gives addresses out of. Addresses in use outside of them
+// stay in use.
+func (p *Pool) SetBlocks(blocks []netip.Prefix) {
+	p.blocks = slices.Clone(blocks)
+	slices.SortFunc(p.blocks, netip.Prefix.Compare)
+	p.spans = nil
+	for _, b := range p.blocks {
+		if s := p.span(b); s.from.Compare(s.to) <= 0 {
+			p.spans = append(p.spans, s)
+		}
+	}
+}
+
+// Blocks are the parts of a shared subnet that this machine has.
+func (p *Pool) Blocks() []netip.Prefix { return slices.Clone(p.blocks) }
+
+// Used is how many addresses of a part are in use.
+func (p *Pool) Used(part netip.Prefix) int {
+	n := 0
+	for a := range p.taken {
+		if part.Contains(a) {
+			n++
+		}
+	}
+	return n
+}
+
+// span is what of a part of the subnet can be given out by itself: what is in the subnet's range, without the network's
+// own address and, for IPv4, the broadcast address.
+func (p *Pool) span(part netip.Prefix) span {
+	r := p.subnet.Range
+	if !r.IsValid() {
+		r = p.subnet.Prefix
+	}
+	if !r.Overlaps(part) {
+		return span{from: part.Addr().Next(), to: part.Addr()}
+	}
+	if part.Bits() > r.Bits() {
+		r = part
+	}
+	s := span{r.Addr(), api.LastAddr(r)}
+	if s.from == p.subnet.Prefix.Addr() {
+		s.from = s.from.Next() // the network's own address; for IPv6 the subnet-router anycast (RFC 4291 2.6.1)
+	}
+	if s.to == api.LastAddr(p.subnet.Prefix) && s.to.Is4() {
+		s.to = s.to.Prev() // broadcast
+	}
+	return s
+}
+
+// Free reports whether Reserve would give an address out.
+func (p *Pool) Free() bool {
+	_, ok := p.free()
+	return ok
+}
+
+// free finds the next address to give out.
+func (p *Pool) free() (netip.Addr, bool) {
+	if len(p.spans) == 0 {
+		return netip.Addr{}, false
+	}
+	a := p.next
+	i := slices.IndexFunc(p.spans, func(s span) bool { return s.contains(a) })
+	if i < 0 {
+		i, a = 0, p.spans[0].from
+	}
+	// Only addresses that are taken or reserved are skipped, so the bound is their number, one for the gateway, and one for
+	// coming back to the span where it began.
+	for range len(p.taken) + len(p.reserved) + len(p.spans) + 3 {
+		if a.Compare(p.spans[i].to) > 0 {
+			i = (i + 1) % len(p.spans)
+			a = p.spans[i].from
+		}
+		if _, ok := p.taken[a]; !ok && !p.reserved[a] && a != p.subnet.Gateway {
+			return a, true
+		}
+		a = a.Next()
+	}
+	return netip.Addr{}, false
 }
 
 // Reserve takes an address for holder: want, or the next free one where want is the zero Addr. The same want for the
@@ -57,17 +145,9 @@ func (p *Pool) Reserve(want netip.Addr, holder string) (netip.Addr, error) {
 	if want.IsValid() {
 		return want, p.reserve(want, holder)
 	}
-	// Only addresses that are taken or reserved are skipped, so the bound is their number and two more.
-	a := p.next
-	for range len(p.taken) + len(p.reserved) + 3 {
-		if a.Compare(p.from) < 0 || a.Compare(p.to) > 0 {
-			a = p.from
-		}
-		if _, ok := p.taken[a]; !ok && !p.reserved[a] && a != p.subnet.Gateway && a.Compare(p.to) <= 0 {
-			p.taken[a], p.next = holder, a.Next()
-			return a, nil
-		}
-		a = a.Next()
+	if a, ok := p.free(); ok {
+		p.taken[a], p.next = holder, a.Next()
+		return a, nil
 	}
 	return netip.Addr{}, fmt.Errorf("subnet %s: %w: %d are in use", p.subnet.Prefix, ErrFull, len(p.taken))
 }
@@ -83,6 +163,8 @@ func (p *Pool) reserve(a netip.Addr, holder string) error {
 	}
 	if by, ok := p.taken[a]; ok && by != holder {
 		return fmt.Errorf("%s: %w by %s", a, ErrTaken, by)
+	} else if !ok && p.shared && !slices.ContainsFunc(p.blocks, func(b netip.Prefix) bool { return b.Contains(a) }) {
+		return fmt.Errorf("%s: %w", a, ErrForeign)
 	}
 	p.taken[a] = holder
 	return nil

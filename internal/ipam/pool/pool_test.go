@@ -172,3 +172,50 @@ func TestChoose(t *testing.T) {
 		t.Errorf("unique local prefixes are %s and %s", a, b)
 	}
 }
+
+// TestShared: only addresses of this machine's blocks are given out, all of them, and none that is the subnet's own.
+func TestShared(t *testing.T) {
+	s := subnet("10.1.0.0/24", "10.1.0.0/25", "10.1.0.18")
+	p := pool.NewShared(s)
+	if p.Free() {
+		t.Error("there is something free without a block")
+	}
+	if _, err := p.Reserve(netip.Addr{}, "x"); !errors.Is(err, pool.ErrFull) {
+		t.Errorf("gave something out without a block: %v", err)
+	}
+	if _, err := p.Reserve(netip.MustParseAddr("10.1.0.20"), "x"); !errors.Is(err, pool.ErrForeign) {
+		t.Errorf("an address of no block: %v", err)
+	}
+	blocks := func(list ...string) {
+		var all []netip.Prefix
+		for _, b := range list {
+			all = append(all, netip.MustParsePrefix(b))
+		}
+		p.SetBlocks(all)
+	}
+	blocks("10.1.0.16/29", "10.1.0.0/29", "10.1.0.240/29") // the last one is outside the range
+	var got []string
+	for p.Free() {
+		a, err := p.Reserve(netip.Addr{}, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, a.String()[len("10.1.0."):])
+	}
+	if want := "[2 3 4 5 6 7 16 17 19 20 21 22 23]"; fmt.Sprint(got) != want {
+		t.Errorf("gave out %v, want %s", got, want)
+	}
+	if _, err := p.Reserve(netip.MustParseAddr("10.1.0.241"), "x"); err != nil {
+		t.Errorf("an address of its own block that is not given out by itself: %v", err)
+	}
+	blocks("10.1.0.16/29")
+	if n := p.Used(netip.MustParsePrefix("10.1.0.0/29")); n != 6 || p.Len() != 14 {
+		t.Errorf("%d and %d addresses are in use after their block is gone", n, p.Len())
+	}
+	if _, err := p.Reserve(netip.MustParseAddr("10.1.0.2"), "x"); err != nil {
+		t.Errorf("an address in use, for its holder: %v", err)
+	}
+	if fmt.Sprint(p.Blocks()) != "[10.1.0.16/29]" {
+		t.Errorf("blocks are %v", p.Blocks())
+	}
+}
