@@ -157,15 +157,12 @@ networks:
 
 // compose: a file that says "driver: seine" is brought up, changed and taken down.
 func compose(r *rig) {
-	if os.Getenv("SEINE_TEST_DOCKERD") != "" {
-		r.Skip("skip: needs Debian's dockerd: its docker-compose 1.29 does not understand newer ones")
-	}
-	testkit.Need(r.T, "program:docker-compose")
+	program := r.composeProgram()
 	file := filepath.Join(r.dir, "compose.yaml")
 	up := func(content string) {
 		r.Helper()
 		write(r, file, content)
-		r.compose(file, "up", "-d", "-t", "0", "--remove-orphans")
+		r.compose(program, file, "up", "-d", "-t", "0", "--remove-orphans")
 	}
 	up(composeFile)
 	for _, to := range []netip.Addr{r.machine.V4, r.machine.V6} {
@@ -174,8 +171,9 @@ func compose(r *rig) {
 	r.get(r.machine.NS, "127.0.0.1:8081")
 	page := func(name string) {
 		r.Helper()
+		db := r.service("db")[0]
 		r.eventually(5*time.Second, func() error { // it may not serve yet
-			out, err := r.try(nil, "exec", "shop_db_1", "wget", "-q", "-O", "-", "http://"+name+"/")
+			out, err := r.try(nil, "exec", db, "wget", "-q", "-O", "-", "http://"+name+"/")
 			if err != nil || out != "hello" {
 				err = fmt.Errorf("db asks %s: %q, %w", name, out, err)
 			}
@@ -183,7 +181,7 @@ func compose(r *rig) {
 		})
 	}
 	page("web")
-	page("shop_web_1")
+	page(r.service("web")[0])
 	if n, err := r.client.Network(r.Context(), "front"); err != nil || n.Status.Endpoints != 1 {
 		r.Errorf("network is %+v, %v; want one endpoint", n, err)
 	}
@@ -193,19 +191,50 @@ func compose(r *rig) {
 	testkit.CantReach(r.T, r.outside.NS, "tcp", netip.AddrPortFrom(r.machine.V4, 8080), wait)
 	// A service goes, and another comes in several copies.
 	up(strings.NewReplacer("  web:", "  page:", "ports:", "# ", "[www]", "[page]", "ipv4_address: 10.73.0.80, ipv6_address: \"fd00:73::80\"", "").Replace(composeFile))
-	r.compose(file, "up", "-d", "-t", "0", "--scale", "page=3")
-	page("shop_page_3")
-	r.compose(file, "restart", "-t", "0")
-	r.docker("exec", "shop_db_1", "ping", "-c", "1", "-W", "3", "page")
-	r.compose(file, "down", "-t", "0")
+	r.compose(program, file, "up", "-d", "-t", "0", "--scale", "page=3")
+	pages := r.service("page")
+	if len(pages) != 3 {
+		r.Errorf("containers of service page are %q, want three", pages)
+	}
+	for _, name := range pages {
+		page(name)
+	}
+	r.compose(program, file, "restart", "-t", "0")
+	page("page")
+	r.compose(program, file, "down", "-t", "0")
 }
 
-func (r *rig) compose(file string, args ...string) {
+// composeProgram is the compose beside the daemon, or else Debian's, which is as old as its dockerd.
+func (r *rig) composeProgram() string {
 	r.Helper()
-	cmd := exec.CommandContext(r.Context(), "docker-compose", append([]string{"--host", "unix://" + filepath.Join(r.dir, "d"), "-p", "shop", "-f", file}, args...)...)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		r.Fatalf("docker-compose %s: %v: %s", strings.Join(args, " "), err, out)
+	if path := os.Getenv("SEINE_TEST_DOCKERD"); path != "" {
+		near := filepath.Join(filepath.Dir(path), "docker-compose")
+		if !exists(near) {
+			r.Skipf("skip: needs %s: Debian's 1.29 does not understand newer daemons", near)
+		}
+		return near
 	}
+	testkit.Need(r.T, "program:docker-compose")
+	return "docker-compose"
+}
+
+func (r *rig) compose(program, file string, args ...string) {
+	r.Helper()
+	cmd := exec.CommandContext(r.Context(), program, append([]string{"-p", "shop", "-f", file}, args...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+filepath.Join(r.dir, "d"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		r.Fatalf("%s: %v: %s", strings.Join(cmd.Args, " "), err, out)
+	}
+}
+
+// service gives the names of the containers of a service.
+func (r *rig) service(name string) []string {
+	r.Helper()
+	names := strings.Fields(r.docker("ps", "--format", "{{.Names}}", "--filter", "label=com.docker.compose.service="+name))
+	if len(names) == 0 {
+		r.Fatalf("no container of service %s runs", name)
+	}
+	return names
 }
 
 func write(r *rig, path, content string) {
