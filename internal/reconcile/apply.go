@@ -205,6 +205,9 @@ func guard(c kernel.Change) error {
 	if want, ok := c.New.(*kernel.Link); c.Op == kernel.Update && ok && want.Alias == "" {
 		return nil // asked for by name without making it ours, as CNI's bridge is
 	}
+	if old.Home != "" {
+		return nil // it was moved by us: its alias says from where, and the kernel compares that
+	}
 	if c.Op == kernel.Delete && old.Type == kernel.Veth && old.Peer != nil {
 		return nil // a CNI attachment's, found by the name that only it has
 	}

@@ -217,3 +217,27 @@ func TestWhoWaitsIsToldThatTheLoopEnded(t *testing.T) {
 		t.Errorf("who came later: %v", err)
 	}
 }
+
+func TestMovedLinkGoesBackHome(t *testing.T) {
+	ctx, k, want := context.Background(), fake.New(), desired.New()
+	r := loop(t, k, want)
+	k.AddNamespace("/n1")
+	if err := errors.Join(k.Apply(ctx, []kernel.Change{{Op: kernel.Create, New: &kernel.Link{Name: "vx1", Type: kernel.Dummy}}})...); err != nil {
+		t.Fatal(err)
+	}
+	before := k.Dump()
+	if _, err := want.Set("e", &kernel.Link{NS: "/n1", Name: "eth0", Home: "vx1"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, keys := range [][]kernel.Key{want.Keys("e"), want.Drop("e")} {
+		if err := r.Sync(ctx, keys); err != nil {
+			t.Fatal(err)
+		}
+		if len(keys) == 0 || want.OwnerOf(keys[0]) != "" && k.Dump() == before {
+			t.Error("the link was not moved")
+		}
+	}
+	if after := k.Dump(); after != before {
+		t.Errorf("the kernel is\n%s\nwas\n%s", after, before)
+	}
+}

@@ -1,7 +1,9 @@
 package remote_test
 
 import (
+	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -215,4 +217,73 @@ func TestCNICrash(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestCNINames: containers of a plugin's network find each other by name, at the name server's fixed address.
+func TestCNINames(t *testing.T) {
+	r := cniRig(t)
+	config := strings.Replace(fmt.Sprintf(chains["bridge"], filepath.Join(r.dir, "ipam")), `"dns": {"nameservers": ["192.0.2.1"]}`, `"dns": {}`, 1)
+	r.cni("net", config, reference)
+	r.network(api.Network{Name: "own"})
+	a, b, c := r.attach("net", "a"), r.attach("net", "b"), r.attach("own", "c")
+	if len(a.Status.DNS) == 0 {
+		t.Fatalf("no name server: %+v", a.Status)
+	}
+	look := func(from string, dns netip.Addr, name string) ([]string, error) {
+		resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return r.container(from).Dial(ctx, network, netip.AddrPortFrom(dns, 53).String())
+		}}
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		return resolver.LookupHost(ctx, name+".")
+	}
+	for _, dns := range a.Status.DNS {
+		// The bridge is the plugin's: that its containers may ask is found out a moment after it is made.
+		r.eventually(10*time.Second, func() error {
+			got, err := look("a", dns, "b")
+			if err == nil && !slices.Contains(got, b.Addresses[0].String()) {
+				err = fmt.Errorf("b is %v, want %v", got, b.Addresses)
+			}
+			return err
+		})
+	}
+	for from, dns := range map[string]netip.Addr{"a": a.Status.DNS[0], "c": c.Status.DNS[0]} {
+		for _, name := range []string{"b", "c"} {
+			_, err := look(from, dns, name)
+			if ours := (from == "c") == (name == "c"); ours != (err == nil) {
+				t.Errorf("%s asks for %s: %v", from, name, err)
+			}
+		}
+	}
+}
+
+// TestCNISeine has our own plugin attach containers for another network: seine-cni as bridge, with host-local.
+func TestCNISeine(t *testing.T) {
+	r := cniRig(t)
+	if err := testkit.BuildCNI(r.dir, "bridge", "host-local", "portmap"); err != nil {
+		t.Fatal(err)
+	}
+	config := strings.Replace(fmt.Sprintf(chains["bridge"], filepath.Join(r.dir, "ipam")), "1.0.0", "1.1.0", 1)
+	n := r.cni("net", config, r.dir)
+	a, b := r.attach("net", "a"), r.attach("net", "b")
+	r.serve("b", 8000)
+	r.talk(r.container("a"), b.Addresses[1], 8000)
+	r.calm()
+	// CHECK finds what somebody damaged.
+	if _, err := r.container("a").Exec(t.Context(), "ip", "addr", "flush", "dev", a.Sandbox.Interface); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := r.client.Plan(t.Context(), "endpoint/net/a")
+	if err != nil || len(plan.Changes) != 1 || !strings.Contains(plan.Changes[0].Was, "CHECK") {
+		t.Errorf("check says %+v, %v", plan.Changes, err)
+	}
+	r.detach("net", "a")
+	r.detach("net", "b")
+	if err := r.client.DeleteNetwork(t.Context(), n.Name, 0); err != nil {
+		t.Error(err)
+	}
+	if h := r.held(); len(h) > 0 {
+		t.Errorf("host-local holds %v", h)
+	}
+	r.calm()
 }

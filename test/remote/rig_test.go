@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -172,6 +173,16 @@ func (r *rig) links(n *testkit.NS) []string {
 		out = append(out, l.Attrs().Name)
 	}
 	return out
+}
+
+// asBefore fails unless the machine has these interfaces; the plugin clears up behind its answers.
+func (r *rig) asBefore(links []string) func() error {
+	return func() error {
+		if now := r.links(r.machine.NS); !slices.Equal(now, links) {
+			return fmt.Errorf("the machine has %v, had %v", now, links)
+		}
+		return nil
+	}
 }
 
 // talk has somebody reach a TCP and UDP server. Plugins leave IPv6's duplicate address detection on, so it is tried again.
