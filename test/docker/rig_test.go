@@ -115,11 +115,11 @@ func (r *rig) cgroup() string { return fmt.Sprintf("seine-test-docker-%d", os.Ge
 // socket is where seined serves dockerd, for this process.
 func (r *rig) socket() string { return r.node.Path("/run/docker/plugins/" + driver + ".sock") }
 
-func (r *rig) startSeined() {
+func (r *rig) startSeined(flags ...string) {
 	r.Helper()
 	api := filepath.Join(r.dir, "s")
-	r.seined = r.start(filepath.Join(r.bin, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", api, "--quiet",
-		"--dns-port", "0", "--dhcp-socket", "")
+	r.seined = r.start(filepath.Join(r.bin, "seined"), append([]string{"--state", filepath.Join(r.dir, "state.db"), "--socket", api, "--quiet",
+		"--dns-port", "0", "--dhcp-socket", ""}, flags...)...)
 	var err error
 	if r.client, err = client.New(api); err != nil {
 		r.Fatal(err)
