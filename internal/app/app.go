@@ -64,6 +64,8 @@ type Options struct {
 	DHCP       dhcp.Options
 	// DockerSocket is where Docker asks its network and IPAM driver; "" for not at all.
 	DockerSocket string
+	// DockerAPI is where Docker is asked for the names of its containers, in the form of DOCKER_HOST; "" for not at all.
+	DockerAPI string
 	// DefaultNetwork is the network of containers whose maker names none; "" is DefaultNetwork.
 	DefaultNetwork string
 	Quiet          bool
@@ -96,6 +98,7 @@ func (o *Options) Flags(fs *flag.FlagSet) {
 	fs.BoolVar(&o.DHCP.Broadcast, "dhcp-broadcast", false, "have DHCP servers answer to everybody, for interfaces that share a hardware address")
 	fs.StringVar(&o.DHCP.HostPrefix, "dhcp-host-prefix", "", "`path` under which the daemon sees the machine's files, and so containers' namespaces")
 	fs.StringVar(&o.DockerSocket, "docker-socket", docker.DefaultSocket, "unix `socket` that Docker asks its network and IPAM driver at, which have the name of the file; \"\" for none")
+	fs.StringVar(&o.DockerAPI, "docker-api", docker.DefaultAPI, "unix `socket`, as unix:///PATH, at which Docker is asked for the names of its containers and networks once it uses the driver; \"\" for not at all")
 	fs.BoolVar(&o.Hold, "hold", false, "start the daemon again when it is killed, and keep its sockets meanwhile, where no service manager does that")
 	fs.StringVar(&o.DefaultNetwork, "default-network", DefaultNetwork, "`network` of containers whose maker names none: host, none, default, or one of your own")
 	fs.BoolVar(&o.Quiet, "quiet", false, "don't print what to try next")
@@ -145,6 +148,9 @@ func poolsText(p pool.Subnets) string {
 func Run(ctx context.Context, o Options) error {
 	log, err := logger(o.LogLevel)
 	if err != nil {
+		return err
+	}
+	if _, err := docker.ParseAPI(o.DockerAPI); err != nil {
 		return err
 	}
 	o.DefaultNetwork = cmp.Or(o.DefaultNetwork, DefaultNetwork)
@@ -235,7 +241,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Fallback: o.DefaultNetwork, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
-	d.docker = &dockerDoor{path: o.DockerSocket, sockets: d.sockets, door: docker.New(d.engine, store, log.With("part", "docker")), log: log}
+	d.docker = newDockerDoor(o, d.sockets, docker.New(d.engine, store, log.With("part", "docker")), log)
 	return d, nil
 }
 

@@ -18,12 +18,21 @@ import (
 type dockerDoor struct {
 	path    string
 	door    *docker.Door
+	names   *docker.Watcher // nil for none
 	sockets *sockets
 	log     *slog.Logger
 
 	mu     sync.Mutex
 	open   bool
 	closed error // why it is not served
+}
+
+func newDockerDoor(o Options, s *sockets, door *docker.Door, log *slog.Logger) *dockerDoor {
+	d := &dockerDoor{path: o.DockerSocket, sockets: s, door: door, log: log}
+	if socket, err := docker.ParseAPI(o.DockerAPI); err == nil && socket != "" { // it was checked before
+		d.names = door.Watch(socket)
+	}
+	return d
 }
 
 func (d *dockerDoor) listen() net.Listener {
@@ -45,13 +54,16 @@ func (d *dockerDoor) listen() net.Listener {
 	return nil
 }
 
-// serve answers Docker, and clears up what it forgot, until ctx ends.
+// serve answers Docker, learns names from it, and clears up what it forgot, until ctx ends.
 func (d *dockerDoor) serve(ctx context.Context, l net.Listener) error {
-	var collecting sync.WaitGroup
-	defer collecting.Wait()
+	var beside sync.WaitGroup
+	defer beside.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	collecting.Go(func() {
+	if d.names != nil {
+		beside.Go(func() { d.names.Run(ctx) })
+	}
+	beside.Go(func() {
 		tick := time.NewTicker(lostEvery)
 		defer tick.Stop()
 		for {
@@ -82,6 +94,9 @@ func (d *dockerDoor) findings() []api.Finding {
 		f.Done = "nothing else is touched by it; start seined again when the socket's folder can be made"
 	case !d.open:
 		f.Level, f.Found = "note", fmt.Sprintf("Docker's driver is about to answer at %s: the daemon is starting", d.path)
+	}
+	if d.open && d.names != nil {
+		return []api.Finding{f, d.names.Finding()}
 	}
 	return []api.Finding{f}
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/seine-net/seine/internal/handover"
 )
 
 // TestDockerFindings: the doctor says what is the case with Docker's socket, at every time.
@@ -19,8 +21,9 @@ func TestDockerFindings(t *testing.T) {
 			t.Errorf("findings are %+v, want %s: %s", f, level, part)
 		}
 	}
+	kept := &sockets{manager: &handover.Manager{}, log: log}
 	path := filepath.Join(t.TempDir(), "plugins", "seine.sock")
-	d := &dockerDoor{path: path, log: log}
+	d := &dockerDoor{path: path, sockets: kept, log: log}
 	is(d, "note", "about to answer")
 	l := d.listen()
 	if l == nil {
@@ -29,7 +32,7 @@ func TestDockerFindings(t *testing.T) {
 	defer l.Close()
 	is(d, "ok", "answer at "+path)
 
-	second := &dockerDoor{path: path, log: log}
+	second := &dockerDoor{path: path, sockets: kept, log: log}
 	if second.listen() != nil {
 		t.Error("two daemons have one socket")
 	}
@@ -39,7 +42,7 @@ func TestDockerFindings(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	broken := &dockerDoor{path: filepath.Join(file, "seine.sock"), log: log}
+	broken := &dockerDoor{path: filepath.Join(file, "seine.sock"), sockets: kept, log: log}
 	if broken.listen() != nil {
 		t.Error("a socket below a file")
 	}

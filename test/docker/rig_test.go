@@ -119,7 +119,7 @@ func (r *rig) startSeined(flags ...string) {
 	r.Helper()
 	api := filepath.Join(r.dir, "s")
 	r.seined = r.start(filepath.Join(r.bin, "seined"), append([]string{"--state", filepath.Join(r.dir, "state.db"), "--socket", api, "--quiet",
-		"--dns-port", "0", "--dhcp-socket", ""}, flags...)...)
+		"--dns-port", "0", "--dhcp-socket", "", "--docker-api", "unix://" + filepath.Join(r.dir, "d")}, flags...)...)
 	var err error
 	if r.client, err = client.New(api); err != nil {
 		r.Fatal(err)

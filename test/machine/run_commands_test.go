@@ -95,13 +95,13 @@ func (r *rig) checkConnect() {
 	if one.Addresses[0] != netip.MustParseAddr("10.9.0.80") || one.Status.State != api.Attached || one.Sandbox.PID != all[0].Sandbox.PID {
 		r.Errorf("%+v", one)
 	}
-	r.matches(r.ok("endpoint", "ls"), fmt.Sprintf("default/web attached %s, %s eth0 8080:80", all[0].Addresses[0], all[0].Addresses[1]))
+	r.matches(r.ok("endpoint", "ls"), fmt.Sprintf("default/web web attached %s, %s eth0 8080:80", all[0].Addresses[0], all[0].Addresses[1]))
 	var ports []api.PublishedPort
 	r.read(&ports, "ports")
 	if len(ports) != 1 || ports[0].HostPort != 8080 || ports[0].ContainerPort != 80 || ports[0].Endpoint != "web" || ports[0].State != api.Attached {
 		r.Errorf("%+v", ports)
 	}
-	r.matches(r.ok("ports"), `\*:8080 tcp default/web 80 attached`)
+	r.matches(r.ok("ports"), `\*:8080 tcp default/web web 80 attached`)
 	out := r.ok("run", "-q", "--network", "lab", "--", r.peer(), "get", "tcp4,tcp6", "http://store/")
 	r.matches(out, `tcp4 10\.9\.0\.80 web .*`)
 	var node api.Node

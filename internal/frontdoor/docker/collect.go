@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/seine-net/seine/api"
@@ -10,7 +11,7 @@ import (
 
 // How long something may be without its use before Collect takes it for forgotten.
 const (
-	lostAfter   = time.Minute      // an endpoint whose sandbox's file is gone: Docker 20.10 makes it only after Join
+	lostAfter   = time.Minute      // an endpoint whose sandbox's file is gone (Docker 20.10 makes it only after Join), or that Docker has not
 	unusedAfter = 10 * time.Minute // an endpoint that no sandbox joined, or that left; an address, a pool, a network
 )
 
@@ -31,7 +32,8 @@ func (a *absences) reach(what string, after time.Duration) bool {
 }
 
 // Collect removes what Docker has forgotten: it drops errors of Leave and Delete, and calls that it was killed before.
-// It is called now and then, by one goroutine.
+// It is called now and then, by one goroutine. Where Docker can be asked, what it has stays and what it has not goes;
+// where it can't, endpoints go by their sandbox alone, and networks by what Docker gave back.
 func (d *Door) Collect(ctx context.Context) error {
 	eps, err := d.engine.Endpoints(ctx)
 	if err != nil {
@@ -55,17 +57,23 @@ func (d *Door) Collect(ctx context.Context) error {
 
 func (d *Door) collectEndpoints(ctx context.Context, eps []api.Endpoint, gone *absences) error {
 	var errs []error
+	has := d.watcher.has(ctx, eps)
 	for _, ep := range eps {
-		if ep.Labels[LabelEndpoint] == "" {
+		id := ep.Labels[LabelEndpoint]
+		if id == "" {
 			continue
 		}
-		after := lostAfter
-		if ep.Labels[LabelSandbox] == "" {
+		after, why := lostAfter, ep.Labels[LabelSandbox]
+		if have, known := has[id]; have {
+			continue
+		} else if known {
+			why = "unknown to Docker"
+		} else if why == "" {
 			after = unusedAfter
 		} else if inSandbox(ep) {
 			continue
 		}
-		if !gone.reach("endpoint "+ep.Key()+" "+ep.Labels[LabelSandbox], after) {
+		if !gone.reach("endpoint "+ep.Key()+" "+why, after) {
 			continue
 		}
 		err := d.engine.DropEndpoint(ctx, ep.Network, ep.Name, ep.Revision)
@@ -78,12 +86,14 @@ func (d *Door) collectEndpoints(ctx context.Context, eps []api.Endpoint, gone *a
 	return errors.Join(errs...)
 }
 
-// collectNetworks removes networks of which Docker gave back all that it had from our IPAM driver: it does so before it
-// removes a network, and only then.
+// collectNetworks removes networks that Docker had by name and has no longer, and those of which Docker gave back all that
+// it had from our IPAM driver: it does so before it removes a network, and only then.
 func (d *Door) collectNetworks(ctx context.Context, nets []api.Network, gone *absences) error {
 	var errs []error
+	forgotten := d.watcher.forgotten(ctx)
 	for _, n := range nets {
-		if n.Labels[LabelNetwork] == "" || n.Labels[LabelIPAM] == "" || !d.dead(n, api.Network{}) {
+		id := n.Labels[LabelNetwork]
+		if !slices.Contains(forgotten, id) && (id == "" || n.Labels[LabelIPAM] == "" || !d.dead(n, api.Network{})) {
 			continue
 		}
 		if gone.reach("network "+n.Name+" "+n.Labels[LabelNetwork], unusedAfter) {

@@ -14,6 +14,7 @@
 // in memory that matters.
 //
 // Docker's names, aliases and labels are not in the protocol, and Docker must not be asked inside of a call: it waits.
+// Watcher learns them from Docker's own API.
 package docker
 
 import (
@@ -45,11 +46,12 @@ type Engine interface {
 	Networks(ctx context.Context) ([]api.Network, error)
 	// DropNetwork and DropEndpoint return when it is on disk: Docker's user need not wait for the kernel.
 	DropNetwork(ctx context.Context, name string, match uint64) error
-	AmendNetwork(ctx context.Context, name string, edit func(*api.Network)) (changed bool, err error)
 	PutEndpoint(ctx context.Context, e api.Endpoint, match uint64) (api.Endpoint, error)
 	Endpoint(ctx context.Context, network, name string) (api.Endpoint, error)
 	Endpoints(ctx context.Context) ([]api.Endpoint, error)
+	// AmendEndpoint and AmendNetwork change names and labels, at once and without the kernel.
 	AmendEndpoint(ctx context.Context, network, name string, edit func(*api.Endpoint)) (changed bool, err error)
+	AmendNetwork(ctx context.Context, name string, edit func(*api.Network)) (changed bool, err error)
 	DropEndpoint(ctx context.Context, network, name string, match uint64) error
 	// HandsOff reports whether a driver is known and leaves interfaces to the caller to move.
 	HandsOff(driver string) bool
@@ -88,12 +90,15 @@ type Door struct {
 	// indexed says that nets has all networks.
 	indexed bool
 
+	watcher *Watcher      // nil for none
+	calls   chan struct{} // has one when Docker called
+
 	absent map[string]time.Time // since when Collect has found something without its use; it is Collect's alone
 }
 
 // New makes the handler. It starts nothing.
 func New(e Engine, b Book, log *slog.Logger) *Door {
-	d := &Door{engine: e, log: log, mux: http.NewServeMux(), nets: map[string]string{}, absent: map[string]time.Time{},
+	d := &Door{engine: e, log: log, mux: http.NewServeMux(), nets: map[string]string{}, calls: make(chan struct{}, 1), absent: map[string]time.Time{},
 		ipam: ipam{engine: e, book: b}}
 	d.ipam.load()
 	d.answer("Plugin.Activate", map[string]any{"Implements": []string{"NetworkDriver", "IpamDriver"}})
@@ -136,6 +141,7 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(w, http.StatusMethodNotAllowed, problem("want POST"))
 		return
 	}
+	d.called()
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	d.mux.ServeHTTP(w, r)
 }

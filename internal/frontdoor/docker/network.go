@@ -17,6 +17,8 @@ const (
 	// LabelNetwork has the identity that Docker gives a network; LabelKept is there where the network was there before.
 	LabelNetwork = "docker.network"
 	LabelKept    = "docker.kept"
+	// LabelName has Docker's name of a network, which is one of its aliases too, as far as it was learnt.
+	LabelName = "docker.name"
 	// LabelEndpoint has the identity that Docker gives an endpoint, LabelSandbox the path of the sandbox that it joined.
 	LabelEndpoint = "docker.endpoint"
 	LabelSandbox  = "docker.sandbox"
@@ -310,8 +312,10 @@ func (d *Door) deleteNetwork(ctx context.Context, r networkRequest) (any, error)
 
 // disown takes back what makes a network one of Docker's.
 func disown(n *api.Network) {
+	name := n.Labels[LabelName]
+	n.Aliases = slices.DeleteFunc(slices.Clone(n.Aliases), func(alias string) bool { return alias == name })
 	n.Labels = maps.Clone(n.Labels)
-	for _, label := range []string{LabelNetwork, LabelKept, LabelPrefix, LabelIPAM, LabelNew} {
+	for _, label := range []string{LabelNetwork, LabelKept, LabelPrefix, LabelIPAM, LabelNew, LabelName} {
 		delete(n.Labels, label)
 	}
 }
