@@ -25,7 +25,12 @@ func (e *Engine) announce(ep api.Endpoint) {
 	if e.Relays == nil {
 		return
 	}
-	if relays := relays(ep, e.Facts()); len(relays) > 0 {
+	n, _ := e.Store.Network(ep.Network)
+	relays := relays(ep, e.Facts())
+	if e.attacher("driver", n.Driver) != nil {
+		relays = nil // publishing is up to the plugin
+	}
+	if len(relays) > 0 {
 		if err := e.Relays.Set(ep.Key(), relays); err != nil {
 			e.Log.Warn("published port is not reachable at [::1]", "endpoint", ep.Key(), "err", err)
 		}

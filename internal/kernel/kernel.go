@@ -179,6 +179,10 @@ const RouteProtocol = 83
 // AliasPrefix begins the alias (ip-link(8)) of every link that is ours; the owner follows.
 const AliasPrefix = "seine:"
 
+// PluginAliasPrefix begins the alias of every link of a CNI attachment that seine-cni made without a daemon. It is no
+// daemon's to clean up, nor are the routes on it, although they carry RouteProtocol.
+const PluginAliasPrefix = "seine-cni:"
+
 // HostPrefix begins the name of every interface of the machine that a network's containers are reached through. Rules
 // in other people's chains match it with a wildcard.
 const HostPrefix = "sn-"

@@ -10,7 +10,7 @@ import (
 
 // markPrefix begins the alias of every link and the comment of every nftables element that a plugin made. It is not
 // kernel.AliasPrefix: what containers of other runtimes hold is not for the daemon to clean up.
-const markPrefix = "seine-cni:"
+const markPrefix = kernel.PluginAliasPrefix
 
 // Marks are at most this long: the kernel keeps 120 bytes of comment with an element.
 const markLen = 120

@@ -298,7 +298,9 @@ func (k *Kernel) ours(ends map[*link]bool) []kernel.Object {
 		all = append(all, l.wireguard()...)
 	}
 	for _, r := range s.routes {
-		if r.ours {
+		l := s.links[r.Link]
+		theirs := l != nil && !l.ours() && (strings.HasPrefix(l.alias, kernel.PluginAliasPrefix) || r.Type == "local")
+		if r.ours && !theirs {
 			all = append(all, s.listedRoute(r.Route))
 		}
 	}

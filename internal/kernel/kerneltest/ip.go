@@ -268,6 +268,20 @@ func testForeignRoute(s *suite) {
 	s.ours(net...)
 }
 
+// testPluginRoute: what a CNI attachment without a daemon has is found by its keys only.
+func testPluginRoute(s *suite) {
+	l := bridge("cni-a")
+	l.Alias = kernel.PluginAliasPrefix + "x"
+	r := with(route("10.9.0.0/24", ""), func(r *kernel.Route) { r.Link = l.Name })
+	s.make(l, &kernel.LinkUp{Link: l.Name}, &kernel.Addr{Link: l.Name, Prefix: pfx("10.1.0.1/24")}, r)
+	if o := s.list(kernel.Scope{All: true})[r.Key()]; o != nil {
+		s.Errorf("all that is ours has %s", o)
+	}
+	if o := s.list(kernel.Scope{Objects: []kernel.Object{r}})[r.Key()]; o == nil {
+		s.Errorf("%s is not found by its key", r)
+	}
+}
+
 func testForeignNeigh(s *suite) {
 	net := lan(s)
 	for _, a := range []string{"10.1.0.9", "fd00:1::9"} {

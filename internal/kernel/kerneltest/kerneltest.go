@@ -114,6 +114,7 @@ func cases() []testCase {
 		{"foreign links", testForeignLink},
 		{"foreign addresses", testForeignAddr},
 		{"foreign routes", testForeignRoute},
+		{"routes of plugins", testPluginRoute},
 		{"foreign neighbours", testForeignNeigh},
 		{"foreign rules", testForeignRule},
 		{"foreign chain", testForeignChain},

@@ -171,9 +171,9 @@ func (p *space) allQdiscs(owned map[int]*linkInfo, f *found) error {
 }
 
 func (p *space) allRoutes(links []*linkInfo, f *found) error {
-	names := map[int]string{}
+	names, byIndex := map[int]string{}, map[int]*linkInfo{}
 	for _, l := range links {
-		names[l.index] = l.name
+		names[l.index], byIndex[l.index] = l.name, l
 	}
 	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6} {
 		routes, err := p.routes(fam, 0, kernel.RouteProtocol)
@@ -184,7 +184,11 @@ func (p *space) allRoutes(links []*linkInfo, f *found) error {
 			return err
 		}
 		for _, r := range routes {
-			f.add(r.object(p, names))
+			o := r.object(p, names)
+			if l := byIndex[r.index]; l != nil && !l.ours() && (strings.HasPrefix(l.alias, kernel.PluginAliasPrefix) || o.Type == "local") {
+				continue // of a CNI attachment: published ports of the machine's loopback are led to its bridge by a local one
+			}
+			f.add(o)
 		}
 	}
 	return nil
