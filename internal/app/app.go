@@ -266,6 +266,7 @@ func (d *daemon) run(ctx context.Context) error {
 	start("loopback proxy", d.relays.Run)
 	start("DHCP", d.keepLeases)
 	started := time.Now()
+	d.engine.Refresh = d.refreshFacts
 	d.engine.Named = func() { start("name server", d.names.Serve) }
 	if err := d.engine.Load(ctx); err != nil {
 		return err
@@ -298,8 +299,8 @@ func (d *daemon) run(ctx context.Context) error {
 	return failed
 }
 
-// watchdog tells the service manager that the daemon is well, as long as it is: a verb that holds its locks for good would
-// keep it from that.
+// watchdog tells the service manager that the daemon is well, as long as it is: who holds the engine's or the store's locks
+// for good would keep it from that.
 func (d *daemon) watchdog(ctx context.Context) error {
 	every := d.sockets.manager.Watchdog() / 2
 	if every == 0 {
@@ -313,6 +314,7 @@ func (d *daemon) watchdog(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		_ = d.engine.Facts()
 		_, err := d.engine.Networks(ctx)
 		if err == nil {
 			err = d.sockets.manager.Tell("WATCHDOG=1")

@@ -99,6 +99,9 @@ type Config struct {
 	// Named, where set, is called by Load when Names has all that the store holds, and before the kernel is looked at: from
 	// then on the name server can answer.
 	Named func()
+	// Refresh, where set, has SetFacts called with what is the case now. Facts follow the machine by a fraction of a second;
+	// it is asked for before a network is refused because of something that was there.
+	Refresh func(context.Context)
 	// Findings, where set, gives Doctor what others than the engine found.
 	Findings func() []api.Finding
 	// Fallback is the network of endpoints whose maker names none.

@@ -115,6 +115,9 @@ func (r *rig) settled() {
 	r.t.Helper()
 	fresh := fake.New()
 	for _, l := range r.facts.Links {
+		if l.Name == "lo" { // every kernel has it
+			continue
+		}
 		fresh.AddForeign(&kernel.Link{Name: l.Name, Type: kernel.Bridge})
 		fresh.AddForeign(&kernel.LinkUp{Link: l.Name})
 	}

@@ -79,6 +79,7 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 	if err != nil {
 		return n, err
 	}
+	e.lookAgain(ctx, n)
 	old, n, changed, err := e.storeNetwork(n, match)
 	if err != nil && begun != nil {
 		err = e.giveUp(ctx, n.Name, err)
@@ -104,6 +105,18 @@ func (e *Engine) PutNetwork(ctx context.Context, n api.Network, match uint64) (a
 		return n, refused(noun, err)
 	}
 	return e.Network(ctx, n.Name)
+}
+
+// lookAgain renews Facts where they say that the machine itself has addresses of a network: what had them may have gone a
+// moment ago.
+func (e *Engine) lookAgain(ctx context.Context, n api.Network) {
+	f := e.Facts()
+	for _, s := range n.Subnets {
+		if _, taken := f.Overlapping(s.Prefix); taken && e.Refresh != nil {
+			e.Refresh(ctx)
+			return
+		}
+	}
 }
 
 // storeNetwork completes and checks a network and commits it; old is nil for a new one.

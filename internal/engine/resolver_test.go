@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -134,4 +135,34 @@ func has(t *testing.T, r *rig, parts ...string) {
 			t.Errorf("%q is not in\n%s", p, strings.Join(all, "\n"))
 		}
 	}
+}
+
+// TestNetworkInPlaceOfAnother: Docker's bridge is gone, and nobody has looked since.
+func TestNetworkInPlaceOfAnother(t *testing.T) {
+	r := newRig(t)
+	f := machineWithDocker()
+	f.Chains = nil
+	if err := r.SetFacts(context.Background(), f); err != nil {
+		t.Fatal(err)
+	}
+	docker := api.Network{Name: "moved", Subnets: []api.Subnet{{Prefix: netip.MustParsePrefix("172.17.0.0/16")}}}
+	asked := 0
+	r.Refresh = func(context.Context) { asked++ }
+	_, err := r.PutNetwork(context.Background(), docker, 0)
+	code(t, err, api.Conflict, "subnets[0].prefix")
+	r.Refresh = func(ctx context.Context) {
+		asked++
+		f.Links = slices.DeleteFunc(slices.Clone(f.Links), func(l kernel.LinkFact) bool { return l.Name == "docker0" })
+		if err := r.SetFacts(ctx, f); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.PutNetwork(context.Background(), docker, 0); err != nil {
+		t.Error(err)
+	}
+	r.network(api.Network{Name: "elsewhere", Subnets: []api.Subnet{{Prefix: netip.MustParsePrefix("10.9.0.0/24")}}})
+	if asked != 2 {
+		t.Errorf("the machine was looked at %d times, want two", asked)
+	}
+	r.settled()
 }

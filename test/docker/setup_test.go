@@ -2,15 +2,12 @@ package docker_test
 
 import (
 	"encoding/json"
-	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	miekg "github.com/miekg/dns"
 
@@ -134,14 +131,7 @@ func imported(r *rig) {
 		case "docker":
 			r.docker(args[1:]...)
 		case "seine":
-			// Until seined has noticed that Docker's bridge is gone, its range counts as the machine's.
-			r.eventually(3*time.Second, func() error {
-				out, err := exec.Command(filepath.Join(r.bin, "seine"), append([]string{"--socket", filepath.Join(r.dir, "s")}, args[1:]...)...).CombinedOutput()
-				if err != nil {
-					err = fmt.Errorf("%w: %s", err, out)
-				}
-				return err
-			})
+			r.seine(args[1:]...)
 		default:
 			r.Fatalf("import wants %q", line)
 		}
