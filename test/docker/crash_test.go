@@ -92,7 +92,7 @@ func killedAt(t *testing.T, story func(*sim), mode string, call, at int) (reache
 		d := newDesk(t)
 		d.mortal = &mortal{d: d}
 		d.restart()
-		before := strip(d.state())
+		before := d.strip(d.state())
 		s := newSim(d)
 		s.head = mode == "today"
 		n := 0
@@ -116,18 +116,18 @@ func killedAt(t *testing.T, story func(*sim), mode string, call, at int) (reache
 		s.lost = func(name string) bool { return name == what && at == 1 && mode != "again" }
 		story(s)
 		d.age(25 * time.Minute)
-		if now := strip(d.state()); now != before {
+		if now := d.strip(d.state()); now != before {
 			t.Errorf("%s: left:\n%s\nwas:\n%s", what, now, before)
 		}
 	})
 	return reached, made
 }
 
-// strip leaves out revisions, and what the kernel keeps of namespaces that the test made.
-func strip(state string) string {
+// strip leaves out what the kernel keeps of namespaces that the test made.
+func (d *desk) strip(state string) string {
 	var out []string
 	for line := range strings.Lines(state) {
-		if !strings.Contains(line, "/run/docker/netns/") {
+		if !strings.Contains(line, d.sandboxes()) {
 			out = append(out, line)
 		}
 	}

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/seine-net/seine/api"
@@ -39,6 +41,15 @@ type simEndpoint struct {
 
 func newSim(d *desk) *sim {
 	return &sim{desk: d, lost: func(string) bool { return false }, nets: map[string]*simNet{}, eps: map[string]*simEndpoint{}}
+}
+
+// sandboxes is the folder of containers' namespaces.
+func (d *desk) sandboxes() string {
+	dir := filepath.Join(filepath.Dir(d.path), "netns")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		d.Fatal(err)
+	}
+	return dir
 }
 
 func (s *sim) id() string {
@@ -170,7 +181,7 @@ func (e *simEndpoint) ids(more map[string]any) map[string]any {
 // connect is docker run or docker network connect, as far as the driver sees it.
 func (s *sim) connect(network, container, want string, ports ...int) error {
 	s.Helper()
-	e := &simEndpoint{net: s.nets[network], id: s.id(), ports: ports, sandbox: "/run/docker/netns/" + container}
+	e := &simEndpoint{net: s.nets[network], id: s.id(), ports: ports, sandbox: filepath.Join(s.sandboxes(), container)}
 	var err error
 	if e.addr, err = s.requestAddress(e.net, want); err != nil {
 		return err
@@ -194,12 +205,16 @@ func (s *sim) connect(network, container, want string, ports ...int) error {
 	}
 	e.link = join["InterfaceName"].(map[string]any)["SrcName"].(string)
 	s.kernel.AddNamespace(e.sandbox)
+	if err := os.WriteFile(e.sandbox, nil, 0o600); err != nil {
+		s.Fatal(err)
+	}
 	if !s.kernel.Move("", e.link, e.sandbox, "eth-"+network) {
 		s.Errorf("interface %q of %s is not there to be taken", e.link, container)
 	}
 	if len(ports) > 0 {
 		if _, err = s.call("NetworkDriver.ProgramExternalConnectivity", e.ids(map[string]any{"Options": options})); err != nil {
 			s.giveBack(network, e)
+			s.ended(container)
 			s.forget("NetworkDriver.Leave", e.ids(nil))
 			if s.head {
 				s.forget("NetworkDriver.Leave", e.ids(nil))
@@ -237,6 +252,17 @@ func (s *sim) disconnect(network, container string, restored bool) {
 	s.giveBack(network, e)
 	s.forget("NetworkDriver.Leave", e.ids(nil))
 	s.removeEndpoint(e)
+	s.ended(container)
+}
+
+// ended removes the sandbox of a container that is on no network any more.
+func (s *sim) ended(container string) {
+	for key := range s.eps {
+		if strings.HasSuffix(key, "/"+container) {
+			return
+		}
+	}
+	_ = os.Remove(filepath.Join(s.sandboxes(), container))
 }
 
 // settled checks that the machine has what Docker has: each endpoint with its address and ports, attached, and no

@@ -18,6 +18,7 @@
 package docker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -27,8 +28,10 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/seine-net/seine/api"
 )
@@ -143,6 +146,8 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	d.called()
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	// A recorder in a test has none. It stays for what is left of a bad body.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
 	d.mux.ServeHTTP(w, r)
 }
 
@@ -156,11 +161,10 @@ func call[T any](d *Door, name string, f func(context.Context, T) (any, error)) 
 	d.mux.HandleFunc("/"+name, func(w http.ResponseWriter, r *http.Request) {
 		var in T
 		limits := http.NewResponseController(w)
-		_ = limits.SetReadDeadline(time.Now().Add(bodyTime)) // a recorder in a test has none
 		err := read(r.Body, &in)
-		_ = limits.SetReadDeadline(time.Time{})
 		var out any
 		if err == nil {
+			_ = limits.SetReadDeadline(time.Time{})
 			// Docker may have gone; what is half done is better finished.
 			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), callTime)
 			defer cancel()
@@ -193,18 +197,78 @@ type told struct{ then func(context.Context) error }
 
 // read decodes a body. Fields that are not known are left alone: newer versions of Docker send more.
 func read(body io.Reader, into any) error {
-	dec := json.NewDecoder(body)
-	switch err := dec.Decode(into); {
-	case errors.Is(err, io.EOF):
+	data, err := io.ReadAll(body)
+	if err == nil && len(bytes.TrimSpace(data)) == 0 {
 		return errors.New("the body is empty: Docker repeats a call that broke without its body; try again")
-	case err != nil:
-		return fmt.Errorf("the body is not what was expected: %w", err)
 	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("the body goes on after its end")
+	if err == nil && !utf8.Valid(data) {
+		err = errors.New("it is not UTF-8")
+	}
+	if err == nil {
+		err = onceEach(data)
+	}
+	if err == nil {
+		err = json.Unmarshal(data, into)
+	}
+	if err != nil {
+		return fmt.Errorf("the body is not what was expected: %w", err)
 	}
 	return nil
 }
+
+// onceEach refuses what is not one JSON value, and objects that have a key twice: which of the two is meant nobody can
+// say. On the first level that is so whatever the case, as that is how fields are found.
+func onceEach(data []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.UseNumber()
+	var open []map[string]bool // the keys of each object that is open; nil for an array
+	key := false               // whether a key comes next
+	for {
+		tok, err := dec.Token()
+		if err != nil {
+			return err
+		}
+		switch t := tok.(type) {
+		case json.Delim:
+			switch t {
+			case '{':
+				open = append(open, map[string]bool{})
+			case '[':
+				open = append(open, nil)
+			default:
+				open = open[:len(open)-1]
+			}
+			key = len(open) > 0 && open[len(open)-1] != nil
+		case string:
+			if key {
+				if len(open) == 1 {
+					t = strings.ToLower(t)
+				}
+				if open[len(open)-1][t] {
+					return fmt.Errorf("%q is there twice", t)
+				}
+				open[len(open)-1][t] = true
+				key = false
+				continue
+			}
+			key = len(open) > 0 && open[len(open)-1] != nil
+		default:
+			key = len(open) > 0 && open[len(open)-1] != nil
+		}
+		if len(open) > maxDepth {
+			return fmt.Errorf("it is more than %d deep", maxDepth)
+		}
+		if len(open) == 0 {
+			if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+				return errors.New("it goes on after its end")
+			}
+			return nil
+		}
+	}
+}
+
+// maxDepth is how deep a body may be; Docker's are four deep.
+const maxDepth = 32
 
 // problem is an error in the words of both drivers: the network driver's caller reads Err, the IPAM driver's Error, or
 // Err where the status is not 200.

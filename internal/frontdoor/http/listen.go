@@ -24,7 +24,7 @@ var ErrAnswered = errors.New("another daemon answers there")
 // the socket can be reached with other permissions, or not at all: it is made under another name, then
 // renamed.
 func Listen(path string, mode fs.FileMode) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := checkFolder(filepath.Dir(path)); err != nil {
 		return nil, fmt.Errorf("socket %q: %w", path, err)
 	}
 	// Two daemons that start at once would both find the socket stale; the lock, which the kernel drops with the
@@ -84,8 +84,31 @@ func Kept(l net.Listener) {
 	}
 }
 
+// checkFolder makes the folder, or refuses one in which others could put a socket of theirs in the place of ours: who
+// speaks to it believes that it is this daemon.
+func checkFolder(dir string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	info, err := os.Stat(dir)
+	if err != nil {
+		return err
+	}
+	owner := -1
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		owner = int(st.Uid)
+	}
+	if owner != 0 && owner != os.Geteuid() {
+		return fmt.Errorf("folder %q belongs to user %d; want root's", dir, owner)
+	}
+	if m := info.Mode(); m.Perm()&0o022 != 0 && m&fs.ModeSticky == 0 {
+		return fmt.Errorf("folder %q can be written by others (%s); want mode 755", dir, m)
+	}
+	return nil
+}
+
 func lockFile(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -103,22 +126,27 @@ func listenLocked(path string, mode fs.FileMode) (*net.UnixListener, error) {
 	if err := checkStale(path); err != nil {
 		return nil, err
 	}
+	// Whoever connects before the permissions are right would stay connected: nobody else can enter this folder.
 	temp := filepath.Join(filepath.Dir(path), fmt.Sprintf(".%s.%d", filepath.Base(path), os.Getpid()))
-	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(temp); err != nil {
 		return nil, err
 	}
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: temp, Net: "unix"})
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(temp)
+	name := filepath.Join(temp, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
 	l.SetUnlinkOnClose(false) // it would unlink the name that it was made under
-	err = os.Chmod(temp, mode)
+	err = os.Chmod(name, mode)
 	if err == nil {
-		err = os.Rename(temp, path)
+		err = os.Rename(name, path)
 	}
 	if err != nil {
 		l.Close()
-		os.Remove(temp)
 		return nil, err
 	}
 	return l, nil
