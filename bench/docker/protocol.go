@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -40,7 +41,13 @@ var steps = []step{
 	{"  and CreateEndpoint", 0, []string{"NetworkDriver.CreateEndpoint"}},
 	{fmt.Sprintf("publishing %d ports", measuredPorts), 2, []string{"NetworkDriver.ProgramExternalConnectivity"}},
 	{"removal", 3, []string{"NetworkDriver.RevokeExternalConnectivity", "NetworkDriver.Leave", "NetworkDriver.DeleteEndpoint", "IpamDriver.ReleaseAddress"}},
+	{"  ports are free after Revoke", 0, []string{"NetworkDriver.RevokeExternalConnectivity"}},
+	{"  the kernel follows rm within", 0, []string{gone}},
 }
+
+// gone is the time from the last answer until the machine has none of the sample's interfaces any more: removal is answered
+// when it is on disk. The next sample waits for that.
+const gone = "gone"
 
 // sample has the time of each call, in milliseconds.
 type sample map[string]float64
@@ -89,6 +96,11 @@ func protocol(ctx context.Context) (err error) {
 				return err
 			}
 		}
+		now, err := netlink.LinkList()
+		if err != nil {
+			return err
+		}
+		d.links = len(now)
 		var all []sample
 		for i := range *samples {
 			s, err := d.sample(ctx, i)
@@ -123,6 +135,7 @@ type docker struct {
 	plugin       *plugin
 	home, inside netns.NsHandle // the machine's namespace, and the one that measured interfaces go to
 	have         int
+	links        int // that the machine has besides a sample's
 }
 
 // timed makes a call and notes its time under a name of its own, if it has one.
@@ -233,6 +246,21 @@ func (d *docker) sample(ctx context.Context, i int) (sample, error) {
 			return s, err
 		}
 	}
+	start := time.Now()
+	for {
+		links, err := netlink.LinkList()
+		if err == nil && len(links) == d.links {
+			break
+		}
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) { // it goes on changing
+			return s, err
+		}
+		if time.Since(start) > 5*time.Second {
+			return s, fmt.Errorf("%d links are there, want %d: something is left", len(links), d.links)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	s[gone] = float64(time.Since(start)) / 1e6
 	return s, nil
 }
 

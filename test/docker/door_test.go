@@ -31,6 +31,7 @@ import (
 type desk struct {
 	*testing.T
 	kernel *fake.Kernel
+	real   kernel.Kernel // in its place, if not nil
 	path   string
 	store  *state.Store
 	loop   *reconcile.Reconciler
@@ -40,14 +41,16 @@ type desk struct {
 	stop   func()
 }
 
-func newDesk(t *testing.T) *desk {
+func newDesk(t *testing.T) *desk { return newDeskOn(t, nil) }
+
+func newDeskOn(t *testing.T, k kernel.Kernel) *desk {
 	// The tests write thousands of transactions: not to a disk, where there is a choice.
 	dir, err := os.MkdirTemp("/dev/shm", "seine-test-")
 	if err != nil {
 		dir = t.TempDir()
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	d := &desk{T: t, kernel: fake.New(), path: filepath.Join(dir, "state.db")}
+	d := &desk{T: t, kernel: fake.New(), real: k, path: filepath.Join(dir, "state.db")}
 	d.start()
 	t.Cleanup(func() { d.stop() })
 	// A machine has a network from its first start on. With it, forwarding and the table are there all the time.
@@ -65,7 +68,11 @@ func (d *desk) start() {
 	}
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	want := desired.New()
-	loop := reconcile.New(d.kernel, want, log)
+	var k kernel.Kernel = d.kernel
+	if d.real != nil {
+		k = d.real
+	}
+	loop := reconcile.New(k, want, log)
 	d.loop = loop
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
@@ -77,7 +84,7 @@ func (d *desk) start() {
 	}
 	d.engine = engine.New(engine.Config{Store: d.store, Want: want, Loop: loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(),
 		Machine: noMachine{}, Log: log, DNSPort: 5380, Node: "n1", Version: "test", Boot: "boot",
-		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/16"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
+		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/13"), Bits: 24}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
 	}, kernel.Facts{})
 	if err := d.engine.Load(ctx); err != nil {
 		d.Fatal(err)
