@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -255,7 +256,9 @@ func (w *watcher) link(m *notice) Event {
 	keys := func(l *linkInfo) []kernel.Key {
 		return []kernel.Key{(&kernel.Link{Name: l.name}).Key(), (&kernel.LinkUp{Link: l.name}).Key()}
 	}
-	ev := Event{Keys: keys(l), Facts: !ours}
+	// What is there for somebody to take is no link of the machine's: he brings it up and gives it addresses elsewhere.
+	handedOver := strings.HasPrefix(l.name, kernel.HandoffPrefix) || old != nil && strings.HasPrefix(old.name, kernel.HandoffPrefix)
+	ev := Event{Keys: keys(l), Facts: !ours && !handedOver}
 	if old == nil {
 		return ev
 	}
