@@ -161,11 +161,11 @@ func Elements(n api.Network) []kernel.Object {
 	for _, s := range n.Subnets {
 		own = append(own, s.Gateway)
 	}
-	return elements(n, own)
+	return ElementsAt(n, own)
 }
 
-// elements is Elements with the machine's own addresses on the network.
-func elements(n api.Network, own []netip.Addr) []kernel.Object {
+// ElementsAt is Elements with the machine's own addresses on the network.
+func ElementsAt(n api.Network, own []netip.Addr) []kernel.Object {
 	owner := NetworkOwner(n.Name)
 	g := fmt.Sprint(ruleset.Group(n.Name))
 	add := func(s *kernel.Set, item string) kernel.Object { return ruleset.Element(s, item, "", owner) }
@@ -176,12 +176,9 @@ func elements(n api.Network, own []netip.Addr) []kernel.Object {
 	if n.Internal {
 		out = append(out, add(ruleset.Internal, g))
 	}
-	for _, s := range n.Subnets {
-		a := s.Prefix.Addr()
-		if n.MasqueradeOn() {
-			out = append(out, add(ruleset.ByFamily(a, ruleset.Masq4, ruleset.Masq6), s.Prefix.String()))
-		}
-	}
+	out = append(out, gatewayElements(n, func(s *kernel.Set, item, data string) kernel.Object {
+		return ruleset.Element(s, item, data, owner)
+	})...)
 	for _, a := range own {
 		out = append(out, add(ruleset.ByFamily(a, ruleset.DNS4, ruleset.DNS6), a.String()))
 	}

@@ -69,7 +69,7 @@ func (p Parent) check(n *api.Network, env Env, wide ...string) error {
 	bad := func(msg, want string) error {
 		return api.FieldError(noun, "options."+OptParent, p.Link, msg, want)
 	}
-	if len(p.Link) > 15 || p.Link == "." || p.Link == ".." || strings.ContainsAny(p.Link, "/: \t\n\v\f\r\x00%") {
+	if !isIfname(p.Link) {
 		return bad("is no interface name", "1 to 15 bytes without '/', ':' and white space")
 	}
 	if env.New && !p.exists(env.Facts) {

@@ -160,7 +160,7 @@ func (u Upper) Network(n api.Network, f kernel.Facts) []kernel.Object {
 	}
 	quiet := false
 	n.Masquerade = &quiet
-	return append(out, elements(n, addrs)...)
+	return append(out, ElementsAt(n, addrs)...)
 }
 
 // Objects gives the interface in the sandbox with addresses and routes, and the machine's way to it.

@@ -329,7 +329,8 @@ func (e *Engine) completeEndpoint(noun string, n api.Network, ep *api.Endpoint, 
 	if err != nil {
 		return err
 	}
-	if err := e.placeEndpoint(noun, uses, ep, old); err != nil {
+	bindPorts(n, ep)
+	if err := e.placeEndpoint(noun, n, uses, ep, old); err != nil {
 		return err
 	}
 	if uses.Subnets && (n.IPAM == "" || ep.Plugin != nil) {
@@ -368,8 +369,22 @@ func (e *Engine) checkLimits(noun string, n api.Network, ep api.Endpoint) (drive
 	return l, nil
 }
 
+// bindPorts gives ports that name no address of the machine the one that the network publishes on.
+func bindPorts(n api.Network, ep *api.Endpoint) {
+	a, err := netip.ParseAddr(n.Options[api.OptHostBinding])
+	if err != nil || a.IsUnspecified() {
+		return
+	}
+	ep.Ports = slices.Clone(ep.Ports)
+	for i := range ep.Ports {
+		if !ep.Ports[i].HostIP.IsValid() {
+			ep.Ports[i].HostIP = a
+		}
+	}
+}
+
 // placeEndpoint gives the endpoint its index and interface name among those of its sandbox.
-func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, old *api.Endpoint) error {
+func (e *Engine) placeEndpoint(noun string, n api.Network, uses driver.Uses, ep *api.Endpoint, old *api.Endpoint) error {
 	if !uses.Sandbox || !uses.Subnets && !uses.PluginAddresses {
 		return nil
 	}
@@ -390,7 +405,7 @@ func (e *Engine) placeEndpoint(noun string, uses driver.Uses, ep *api.Endpoint, 
 			ep.Index++
 		}
 	}
-	prefix := "eth"
+	prefix := driver.IfacePrefix(n)
 	if uses.NamesInterface {
 		if ep.Plugin == nil {
 			return nil // it is asked again when that is known

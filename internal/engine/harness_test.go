@@ -120,6 +120,9 @@ func (r *rig) settled() {
 		}
 		fresh.AddForeign(&kernel.Link{Name: l.Name, Type: kernel.Bridge})
 		fresh.AddForeign(&kernel.LinkUp{Link: l.Name})
+		for _, a := range l.Addrs {
+			fresh.AddForeign(&kernel.Addr{Link: l.Name, Prefix: a})
+		}
 	}
 	seen := map[string]bool{}
 	addrs := map[netip.Addr]string{}

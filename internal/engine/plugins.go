@@ -321,7 +321,7 @@ func (e *Engine) storeGiven(noun string, n api.Network, was, ep api.Endpoint) (a
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	uses := e.driver(n.Driver).Uses()
-	if err := e.placeEndpoint(noun, uses, &ep, &was); err != nil {
+	if err := e.placeEndpoint(noun, n, uses, &ep, &was); err != nil {
 		return was, err
 	}
 	if len(n.Subnets) > 0 {

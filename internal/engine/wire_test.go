@@ -17,8 +17,10 @@ func wireRig(t *testing.T) *rig {
 	for _, name := range []string{"eth0", "eth1"} {
 		r.kernel.AddForeign(&kernel.Link{Name: name, Type: kernel.Bridge})
 		r.kernel.AddForeign(&kernel.LinkUp{Link: name})
+		prefix := netip.MustParsePrefix(map[string]string{"eth0": "10.9.0.1/24", "eth1": "10.8.0.1/24"}[name])
+		r.kernel.AddForeign(&kernel.Addr{Link: name, Prefix: prefix})
 		r.facts.Links = append(r.facts.Links, kernel.LinkFact{Name: name, MTU: 1500, Up: true, Index: 7,
-			Addrs: []netip.Prefix{netip.MustParsePrefix(map[string]string{"eth0": "10.9.0.1/24", "eth1": "10.8.0.1/24"}[name])}})
+			Addrs: []netip.Prefix{prefix}})
 	}
 	r.start()
 	return r

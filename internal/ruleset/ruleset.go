@@ -66,6 +66,19 @@ var (
 		Data: []kernel.Type{kernel.TypeIPv4, kernel.TypeService}}
 	AddrPort6 = &kernel.Set{Name: "addrport6", Key: []kernel.Type{kernel.TypeProto, kernel.TypeIPv6, kernel.TypeService},
 		Data: []kernel.Type{kernel.TypeIPv6, kernel.TypeService}}
+	// Snat4 and Snat6 have the address that a network's containers are hidden behind, by its group.
+	Snat4 = &kernel.Set{Name: "snat4", Key: []kernel.Type{kernel.TypeGroup}, Data: []kernel.Type{kernel.TypeIPv4}}
+	Snat6 = &kernel.Set{Name: "snat6", Key: []kernel.Type{kernel.TypeGroup}, Data: []kernel.Type{kernel.TypeIPv6}}
+	// Direct4 and Direct6 hold the groups of networks whose containers are reached at their own addresses, Routed4 and
+	// Routed6 of those that are at published ports only: Open4 and Open6 hold these, as address, protocol, port.
+	Direct4 = &kernel.Set{Name: "direct4", Key: []kernel.Type{kernel.TypeGroup}}
+	Direct6 = &kernel.Set{Name: "direct6", Key: []kernel.Type{kernel.TypeGroup}}
+	Routed4 = &kernel.Set{Name: "routed4", Key: []kernel.Type{kernel.TypeGroup}}
+	Routed6 = &kernel.Set{Name: "routed6", Key: []kernel.Type{kernel.TypeGroup}}
+	Open4   = &kernel.Set{Name: "open4", Key: []kernel.Type{kernel.TypeIPv4, kernel.TypeProto, kernel.TypeService}}
+	Open6   = &kernel.Set{Name: "open6", Key: []kernel.Type{kernel.TypeIPv6, kernel.TypeProto, kernel.TypeService}}
+	// Trusted holds an interface and the group of a network: what comes by the one reaches the other's containers.
+	Trusted = &kernel.Set{Name: "trusted", Key: []kernel.Type{kernel.TypeIfname, kernel.TypeGroup}}
 )
 
 // What machines of a cluster send one another.
@@ -114,7 +127,8 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 	return &kernel.Table{
 		Name: Name,
 		Sets: []*kernel.Set{Nets, Internal, Same, Intra, Apart, Masq4, Masq6, DNS4, DNS6, Fixed4, Fixed6, Guests, Self4, Self6, Port4, Port6, AddrPort4, AddrPort6,
-			Cluster4, Cluster6, Far4, Far6, Tunnels, VTEP4, VTEP6},
+			Cluster4, Cluster6, Far4, Far6, Tunnels, VTEP4, VTEP6,
+			Snat4, Snat6, Direct4, Direct6, Routed4, Routed6, Open4, Open6, Trusted},
 		Chains: []*kernel.Chain{
 			{Name: "publish", Rules: []string{
 				"dnat ip to meta l4proto . ip daddr . th dport map @addrport4",
@@ -172,6 +186,13 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"meta iifgroup @internal drop",
 				"meta oifgroup @internal drop",
 				"meta oifgroup @nets ct status dnat accept",
+				"iifname . meta oifgroup @trusted accept",
+				"meta nfproto ipv4 meta oifgroup @direct4 accept",
+				"meta nfproto ipv6 meta oifgroup @direct6 accept",
+				"meta oifgroup @routed4 ip daddr . meta l4proto . th dport @open4 accept",
+				"meta oifgroup @routed6 ip6 daddr . meta l4proto . th dport @open6 accept",
+				"meta oifgroup @routed4 meta l4proto icmp accept",
+				"meta oifgroup @routed6 meta l4proto ipv6-icmp accept",
 				"meta oifgroup @nets drop",
 				"ct status dnat accept",
 				"meta iifgroup @nets oifname @apart drop",
@@ -186,6 +207,8 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"meta oifgroup @nets return",
 				"ip daddr @cluster4 return",
 				"ip6 daddr @cluster6 return",
+				"snat ip to meta iifgroup map @snat4",
+				"snat ip6 to meta iifgroup map @snat6",
 				"ip saddr @masq4 masquerade",
 				"ip6 saddr @masq6 masquerade",
 			}},

@@ -24,12 +24,17 @@ type Addon struct{}
 func New() Addon { return Addon{} }
 
 // Objects implements addon.Addon.
-func (Addon) Objects(_ api.Network, e api.Endpoint, at addon.Place, f kernel.Facts) ([]kernel.Object, error) {
+func (Addon) Objects(n api.Network, e api.Endpoint, at addon.Place, f kernel.Facts) ([]kernel.Object, error) {
 	var out []kernel.Object
 	var any4, any6 bool
 	for _, to := range e.Addresses {
 		any := false
 		for _, p := range e.Ports {
+			if n.GatewayMode(to.Is4()) == api.GatewayRouted {
+				out = append(out, ruleset.Element(ruleset.ByFamily(to, ruleset.Open4, ruleset.Open6),
+					fmt.Sprintf("%s . %s . %d", to, p.ProtocolOrTCP(), p.ContainerPort), "", at.Owner))
+				continue
+			}
 			if !Publishes(p, to) || to.Is6() && f.NoIPv6 {
 				continue
 			}

@@ -9,6 +9,7 @@ package bridge
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/driver"
@@ -24,7 +25,38 @@ func New() Driver { return Driver{} }
 
 // Uses implements driver.Driver.
 func (Driver) Uses() driver.Uses {
-	return driver.Uses{Subnets: true, Sandbox: true, Handoff: true, Ports: true}
+	options := driver.GatewayOptions()
+	options[api.OptGatewayMode4] += ", isolated (on an internal network: the machine has no IPv4 address there)"
+	options[api.OptInhibit4] = "true: the bridge has no IPv4 address; the gateway is another host on it"
+	return driver.Uses{Subnets: true, Sandbox: true, Handoff: true, Ports: true, Options: options}
+}
+
+// Complete implements driver.Completer.
+func (Driver) Complete(n *api.Network, env driver.Env) error {
+	if s, ok := n.Options[api.OptInhibit4]; ok {
+		bad := func(msg, want string) error {
+			return api.FieldError(api.NetworkNoun(n.Name), "options."+api.OptInhibit4, s, msg, want)
+		}
+		if s != "true" && s != "false" {
+			return bad("is neither true nor false", "one of the two")
+		}
+		if n.Subnet4() == nil {
+			return bad("has no meaning: the network has no IPv4 subnet", "none, or such a subnet")
+		}
+	}
+	return driver.CompleteGateway(n, env, api.GatewayIsolated)
+}
+
+// OwnAddrs implements driver.Present: the gateways of the families in which the bridge has an address.
+func (Driver) OwnAddrs(n api.Network) []netip.Addr {
+	var out []netip.Addr
+	for _, s := range n.Subnets {
+		v4 := s.Prefix.Addr().Is4()
+		if n.GatewayMode(v4) != api.GatewayIsolated && !(v4 && n.Options[api.OptInhibit4] == "true") {
+			out = append(out, s.Gateway)
+		}
+	}
+	return out
 }
 
 // Interfaces implements driver.Driver: the bridge, and its port.
@@ -48,13 +80,20 @@ func (d Driver) Network(n api.Network, _ kernel.Facts) ([]kernel.Object, error) 
 	}
 	if n.Subnet6() != nil {
 		// The machine may turn IPv6 off by default.
-		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/disable_ipv6", Value: "0"})
+		off := "0"
+		if n.GatewayMode(false) == api.GatewayIsolated {
+			off = "1" // not even a link-local address
+		}
+		out = append(out, &kernel.Sysctl{Name: "net/ipv6/conf/" + br + "/disable_ipv6", Value: off})
 		out = append(out, driver.IPv6("", br)...)
 	}
+	own := d.OwnAddrs(n)
 	for _, s := range n.Subnets {
-		out = append(out, &kernel.Addr{Link: br, Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits())})
+		if slices.Contains(own, s.Gateway) {
+			out = append(out, &kernel.Addr{Link: br, Prefix: netip.PrefixFrom(s.Gateway, s.Prefix.Bits())})
+		}
 	}
-	return append(out, driver.Elements(n)...), nil
+	return append(out, driver.ElementsAt(n, own)...), nil
 }
 
 // Objects implements driver.Driver: the veth, and addresses and routes inside.

@@ -21,7 +21,12 @@ type Driver struct{}
 func New() Driver { return Driver{} }
 
 // Uses implements driver.Driver.
-func (Driver) Uses() driver.Uses { return driver.Uses{Subnets: true, Sandbox: true, Ports: true} }
+func (Driver) Uses() driver.Uses {
+	return driver.Uses{Subnets: true, Sandbox: true, Ports: true, Options: driver.GatewayOptions()}
+}
+
+// Complete implements driver.Completer.
+func (Driver) Complete(n *api.Network, env driver.Env) error { return driver.CompleteGateway(n, env) }
 
 // Interfaces implements driver.Driver: the veth's end is both.
 func (Driver) Interfaces(n api.Network, e api.Endpoint) (via, end string) {
