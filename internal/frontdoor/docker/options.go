@@ -27,9 +27,7 @@ const (
 
 // The options of Docker's bridge driver that are not only a field of a network.
 const (
-	optPrefix  = "com.docker.network.container_iface_prefix" // how interfaces in containers are called, before their number
-	optGwMode4 = "com.docker.network.bridge.gateway_mode_ipv4"
-	optGwMode6 = "com.docker.network.bridge.gateway_mode_ipv6"
+	optPrefix = "com.docker.network.container_iface_prefix" // how interfaces in containers are called, before their number
 )
 
 // flags are the options that are true or false, with the field that they set.
@@ -51,20 +49,22 @@ var driverOptions = map[string]string{
 	"macvlan_mode": "mode",
 	"ipvlan_mode":  "mode",
 	"ipvlan_flag":  "flag",
+	"com.docker.network.bridge.gateway_mode_ipv4":       api.OptGatewayMode4,
+	"com.docker.network.bridge.gateway_mode_ipv6":       api.OptGatewayMode6,
+	"com.docker.network.bridge.host_binding_ipv4":       api.OptHostBinding,
+	"com.docker.network.bridge.inhibit_ipv4":            api.OptInhibit4,
+	"com.docker.network.bridge.trusted_host_interfaces": api.OptTrusted,
+	"com.docker.network.host_ipv4":                      api.OptHostIPv4,
+	"com.docker.network.host_ipv6":                      api.OptHostIPv6,
 }
 
 // instead says, of options that Docker's drivers have and that are not honoured, what there is.
 var instead = map[string]string{
-	"com.docker.network.bridge.host_binding_ipv4":       "-p with the address: -p 127.0.0.1:8080:80",
-	"com.docker.network.bridge.inhibit_ipv4":            "a network of -o seine.driver=macvlan, where the machine has no address",
-	"com.docker.network.bridge.trusted_host_interfaces": "none: ports that are not published are closed to other machines on every interface",
-	"com.docker.network.bridge.default_bridge":          "none: it is Docker's own to say",
-	"com.docker.network.host_ipv4":                      "none: the machine's routes choose the address that containers go out with",
-	"com.docker.network.host_ipv6":                      "none: the machine's routes choose the address that containers go out with",
-	"com.docker.network.endpoint.ifname":                optPrefix + " on the network: Docker takes no interface's name from a driver of others",
-	optIPv4:                                             "docker network create --ipv4=false",
-	optIPv6:                                             "docker network create --ipv6",
-	optInternal:                                         "docker network create --internal",
+	"com.docker.network.bridge.default_bridge": "none: it is Docker's own to say",
+	"com.docker.network.endpoint.ifname":       optPrefix + " on the network: Docker takes no interface's name from a driver of others",
+	optIPv4:                                    "docker network create --ipv4=false",
+	optIPv6:                                    "docker network create --ipv6",
+	optInternal:                                "docker network create --internal",
 }
 
 // boolean reads an option that Docker writes by itself; one that is not there is missing.
@@ -148,23 +148,15 @@ func applyOption(n *api.Network, key, value string) error {
 		}
 		n.Labels[LabelPrefix] = value
 		return nil
-	case optGwMode4, optGwMode6:
-		switch value {
-		case "nat":
-			return nil // it is what we do
-		case "isolated":
-			return fmt.Errorf("option %q: %q is not known; want --internal, where containers reach each other and the machine", key, value)
-		}
-		return fmt.Errorf("option %q: %q is not known; want nat, or com.docker.network.bridge.enable_ip_masquerade=false for a network that others have a route to", key, value)
 	}
 	if want := instead[key]; want != "" {
 		return fmt.Errorf("option %q: is not known here; want %s", key, want)
 	}
-	if strings.HasPrefix(key, "com.docker.") || strings.HasPrefix(key, "seine.") {
-		return fmt.Errorf("option %q: is not known; want one of %s", key, strings.Join(known(), ", "))
-	}
 	if to := driverOptions[key]; to != "" {
 		key = to
+	}
+	if strings.HasPrefix(key, "com.docker.") || strings.HasPrefix(key, "seine.") {
+		return fmt.Errorf("option %q: is not known; want one of %s", key, strings.Join(known(), ", "))
 	}
 	if n.Options == nil {
 		n.Options = map[string]string{}
@@ -176,7 +168,12 @@ func applyOption(n *api.Network, key, value string) error {
 // known gives the options that are honoured with every driver.
 func known() []string {
 	out := append(slices.Collect(maps.Keys(texts)), slices.Collect(maps.Keys(flags))...)
-	out = append(out, "com.docker.network.driver.mtu", optPrefix, optGwMode4, optGwMode6)
+	out = append(out, "com.docker.network.driver.mtu", optPrefix)
+	for key := range driverOptions {
+		if strings.HasPrefix(key, "com.docker.") {
+			out = append(out, key)
+		}
+	}
 	slices.Sort(out)
 	return out
 }
