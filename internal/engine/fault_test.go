@@ -160,10 +160,3 @@ func TestProcessEndsAtEveryKernelOperation(t *testing.T) {
 		})
 	}
 }
-
-func keys(eps []api.Endpoint) (out []string) {
-	for _, e := range eps {
-		out = append(out, e.Key(), fmt.Sprint(e.Ports), fmt.Sprint(e.Addresses))
-	}
-	return out
-}

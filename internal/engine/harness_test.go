@@ -247,3 +247,11 @@ func (p *processes) end(pid int) {
 		f()
 	}
 }
+
+// keys tells endpoints apart by what a verb may change.
+func keys(eps []api.Endpoint) (out []string) {
+	for _, e := range eps {
+		out = append(out, e.Key(), fmt.Sprint(e.Ports), fmt.Sprint(e.Addresses))
+	}
+	return out
+}
