@@ -161,6 +161,11 @@ func killedUnderRun(r *rig) {
 			r.Fatalf("docker rm: %v: %s", err, out)
 		}
 		r.same(before)
+		// After its restart the daemon gives IPv6 addresses from the first one on again, now perhaps with another hardware
+		// address, of which the machine's neighbour cache does not know for a while (the manual has it).
+		if out, err := r.machine.Exec(r.Context(), "ip", "-6", "neigh", "flush", "all"); err != nil {
+			r.Fatal(out, err)
+		}
 	}
 }
 
