@@ -319,14 +319,24 @@ func (e *Engine) changePart(ctx context.Context, n api.Network, before bool) err
 	if before == e.takesPart(n) {
 		return nil
 	}
+	noun := api.NetworkNoun(n.Name)
+	unlock, err := e.busy.lock(ctx, noun) // a definition that comes just now looks at it too
+	if err != nil {
+		return refused(noun, err)
+	}
+	defer unlock()
+	n, ok := e.Store.Network(n.Name)
+	if !ok {
+		return api.Errorf(api.NotFound, noun, "does not exist")
+	}
 	if err := e.setMachine(); err != nil {
-		return refused(api.NetworkNoun(n.Name), err)
+		return refused(noun, err)
 	}
 	keys, err := e.setNetwork(n)
 	if err == nil {
 		err = e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))
 	}
-	return refusedOrNil(api.NetworkNoun(n.Name), err)
+	return refusedOrNil(noun, err)
 }
 
 // ReturnBlocks gives back the blocks of which no address is in use, but for one of each subnet while the network has

