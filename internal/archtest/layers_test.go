@@ -58,7 +58,7 @@ var (
 		{pkg: "internal/loopback", may: nouns, why: "it carries bytes for published ports; which ones is told to it"},
 		// 3: verbs
 		{pkg: "internal/engine", may: with(nouns, "internal/desired", "internal/reconcile", "internal/state", "internal/ruleset",
-			"internal/driver", "internal/addon", "internal/ipam/*"), why: "it orders the work and gets drivers, addons and the kernel as arguments"},
+			"internal/driver", "internal/fabric", "internal/addon", "internal/ipam/*"), why: "it orders the work and gets drivers, addons and the kernel as arguments"},
 		// 4: doors
 		{pkg: "internal/frontdoor/http", may: nouns[:1], why: "a door translates; it declares the engine it wants"},
 		{pkg: "internal/frontdoor/http/fakeengine", may: []string{"api", "internal/frontdoor/http"}, why: "an engine in memory, for tests of the door, the client and the command line"},

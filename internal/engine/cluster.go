@@ -3,12 +3,14 @@ package engine
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/fabric"
 	"github.com/seine-net/seine/internal/ipam/pool"
 	"github.com/seine-net/seine/internal/state"
 )
@@ -67,6 +69,15 @@ func (e *Engine) checkShared(noun string, n api.Network) error {
 	}
 	if e.cluster == nil {
 		return api.FieldError(noun, "scope", n.Scope, "is not to be had: this machine is in no cluster", `"node", or a machine that has joined one`)
+	}
+	if n.Fabric != "" && n.Fabric != AutoFabric {
+		f := e.Fabrics[n.Fabric]
+		if f == nil {
+			return api.FieldError(noun, "fabric", n.Fabric, "is not known", strings.Join(append(slices.Sorted(maps.Keys(e.Fabrics)), AutoFabric), ", "))
+		}
+		if err := suits(f, fabric.Network{Network: n, Broadcast: n.Broadcast}); err != nil {
+			return api.FieldError(noun, "fabric", n.Fabric, err.Error(), "another one, or "+AutoFabric)
+		}
 	}
 	if !shareable(n.Driver) {
 		return api.FieldError(noun, "scope", n.Scope, fmt.Sprintf("can't be had with driver %q", n.Driver), `"node", or driver "bridge"`)
@@ -144,7 +155,7 @@ func (e *Engine) adoptNetwork(ctx context.Context, n api.Network) error {
 	}
 	e.mu.Lock()
 	was, exists := e.Store.Network(n.Name)
-	n.Revision = was.Revision
+	n.Revision, n.Created = was.Revision, was.Created
 	if exists && reflect.DeepEqual(was, n) {
 		e.mu.Unlock()
 		return nil
@@ -165,7 +176,11 @@ func (e *Engine) adoptNetwork(ctx context.Context, n api.Network) error {
 	if err != nil {
 		return err
 	}
-	return refusedOrNil(noun, e.applyNetwork(ctx, n))
+	if err := e.applyNetwork(ctx, n); err != nil {
+		return refused(noun, err)
+	}
+	e.refreshSoon(ctx)
+	return nil
 }
 
 // ForgetNetwork drops a network that the cluster has abolished. One that still has endpoints here stays until they are gone:
@@ -336,7 +351,17 @@ func (e *Engine) changePart(ctx context.Context, n api.Network, before bool) err
 	if err == nil {
 		err = e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))
 	}
+	if err == nil {
+		e.refreshSoon(ctx)
+	}
 	return refusedOrNil(noun, err)
+}
+
+// refreshSoon has what leads to peers follow a change. What can't be had is the peers' trouble, not that of the change.
+func (e *Engine) refreshSoon(ctx context.Context) {
+	if err := e.refreshPeers(ctx); err != nil {
+		e.Log.Warn("ways to other machines", "err", err)
+	}
 }
 
 // ReturnBlocks gives back the blocks of which no address is in use, but for one of each subnet while the network has
@@ -378,7 +403,15 @@ func (e *Engine) returnBlocks(ctx context.Context, n api.Network, i int, keepOne
 				idle = append(idle, b)
 			}
 		}
-		pools[i].SetBlocks(kept) // from here on nothing of the others is given out
+		// From here on nothing of the others is given out. What is kept goes at the same time: a change of the network
+		// makes its pools anew from it.
+		pools[i].SetBlocks(kept)
+		for _, b := range idle {
+			if err := e.Store.SetValue(blockKey(n, b.String()), ""); err != nil {
+				e.mu.Unlock()
+				return refused(noun, err)
+			}
+		}
 	}
 	e.mu.Unlock()
 	if len(idle) == 0 {
@@ -386,11 +419,6 @@ func (e *Engine) returnBlocks(ctx context.Context, n api.Network, i int, keepOne
 	}
 	if err := e.changePart(ctx, n, before); err != nil {
 		return err
-	}
-	for _, b := range idle {
-		if err := e.Store.SetValue(blockKey(n, b.String()), ""); err != nil {
-			return refused(noun, err)
-		}
 	}
 	return cluster.Return(ctx, n, idle)
 }

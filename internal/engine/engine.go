@@ -19,6 +19,7 @@ import (
 	"github.com/seine-net/seine/internal/addon"
 	"github.com/seine-net/seine/internal/desired"
 	"github.com/seine-net/seine/internal/driver"
+	"github.com/seine-net/seine/internal/fabric"
 	"github.com/seine-net/seine/internal/ipam/pool"
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/reconcile"
@@ -83,8 +84,10 @@ type Config struct {
 	Loop    *reconcile.Reconciler
 	Drivers map[string]driver.Driver
 	// IPAMs give out addresses in the place of the daemon; may be nil.
-	IPAMs   map[string]driver.Attacher
-	Addons  map[string]addon.Addon
+	IPAMs  map[string]driver.Attacher
+	Addons map[string]addon.Addon
+	// Fabrics are the ways from one machine of a cluster to another, by name.
+	Fabrics map[string]fabric.Fabric
 	Machine Machine
 	Names   Names
 	Relays  Relays
@@ -127,12 +130,18 @@ type Engine struct {
 	// leaving are endpoints that the kernel was not clean of when they were detached, by key.
 	leaving map[string]leaving
 	cluster Cluster // nil while the machine is in none
+	// self is what the cluster knows this machine as; peers are the others by ID, and paths the ways to them.
+	self  api.Node
+	peers map[string]Peer
+	paths map[string][]api.Path
+	hops  fabric.Numbers
 }
 
 // New makes an Engine from a store; Load makes it work.
 func New(c Config, facts kernel.Facts) *Engine {
 	e := &Engine{Config: c, since: time.Now().UTC(), facts: facts, pools: map[string][]*pool.Pool{}, ports: map[portKey][]portUse{},
-		sandboxes: map[string][]string{}, leaving: map[string]leaving{}}
+		sandboxes: map[string][]string{}, leaving: map[string]leaving{},
+		peers: map[string]Peer{}, paths: map[string][]api.Path{}}
 	e.busy.held = map[string]chan struct{}{}
 	e.plugins.by, e.plugins.wake = map[string]*refusal{}, make(chan struct{}, 1)
 	return e
@@ -348,6 +357,10 @@ func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
 	objects, err := d.Network(n, e.Facts())
 	if err != nil {
 		return nil, err
+	}
+	if n.Shared() {
+		shared := fabric.Network{Network: n, VNI: n.VNI, Broadcast: n.Broadcast, Link: e.via(n)}
+		objects = append(objects, fabric.Shared(shared, driver.NetworkOwner(n.Name))...)
 	}
 	return e.Want.Set(driver.NetworkOwner(n.Name), objects...)
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -277,8 +278,11 @@ func TestShare(t *testing.T) {
 	if again := must(share())(t); !n.Shared() || again.ID != n.ID {
 		t.Errorf("shared as %+v, then as %+v", n, again)
 	}
-	if after := a.kernel.Dump(); after != before {
-		t.Errorf("sharing changed the kernel:\n%s\nwas\n%s", after, before)
+	after := a.kernel.Dump()
+	for line := range strings.Lines(before) {
+		if kind, _, _ := strings.Cut(line, " "); kind != "sysctl" && kind != "table" && !strings.Contains(after, line) {
+			t.Errorf("sharing lost %q of\n%s", line, after)
+		}
 	}
 	b := newMachine(t, "b", store)
 	b.until("the network", func() bool { return b.has("shop") })
