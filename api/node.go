@@ -20,6 +20,8 @@ type Node struct {
 	Fabrics map[string]json.RawMessage `json:"fabrics,omitempty"`
 	// Health is what the other machines think of this one; "" on a machine that is in no cluster.
 	Health Health `json:"health,omitempty"`
+	// Drained machines are to be left alone by what places containers.
+	Drained bool `json:"drained,omitempty"`
 	// Revision is that of the store.
 	Revision  uint64 `json:"revision"`
 	Networks  int    `json:"networks"`

@@ -17,6 +17,12 @@ import (
 var version = "dev"
 
 func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) == 2 && os.Args[1] == app.MemberCommand { // the daemon's own child
+		end(app.RunMember(ctx))
+		return
+	}
 	opts := app.Options{Version: version}
 	show := false
 	fs := flag.NewFlagSet("seined", flag.ContinueOnError)
@@ -35,13 +41,15 @@ func main() {
 		fmt.Fprintf(os.Stderr, "seined: argument %q: is not known; want only flags (see seined -h)\n", fs.Arg(0))
 		os.Exit(2)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	run := app.Run
 	if opts.Hold && !app.Held() {
 		run = app.Hold
 	}
-	if err := run(ctx, opts); err != nil {
+	end(run(ctx, opts))
+}
+
+func end(err error) {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "seined:", err)
 		os.Exit(1)
 	}

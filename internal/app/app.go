@@ -22,6 +22,7 @@ import (
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/builtin"
 	"github.com/seine-net/seine/internal/cli/sandbox"
+	"github.com/seine-net/seine/internal/cluster/node"
 	"github.com/seine-net/seine/internal/desired"
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
@@ -205,6 +206,7 @@ type daemon struct {
 	leases  *dhcp.Service
 	want    *desired.Set
 	docker  *dockerDoor
+	node    *node.Node
 	sockets *sockets
 }
 
@@ -236,11 +238,18 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.names = nameServer(o, on, table, log)
 	d.leases = dhcp.New(k, leases{store}, log.With("part", "dhcp"), o.DHCP)
 	d.loop = reconcile.New(k, d.want, log)
-	d.engine = engine.New(engine.Config{
+	key, err := wireGuardKey(store)
+	if err != nil {
+		return nil, err
+	}
+	d.engine = engine.New(engine.Config{Fabrics: builtin.Fabrics(key),
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), IPAMs: builtin.IPAMs(), Addons: builtin.Addons(), Machine: m,
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Fallback: o.DefaultNetwork, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
 	}, facts)
+	if d.node, err = newNode(o, d.engine, log); err != nil {
+		return nil, err
+	}
 	d.docker = newDockerDoor(o, d.sockets, docker.New(d.engine, store, log.With("part", "docker")), log)
 	return d, nil
 }
@@ -271,6 +280,9 @@ func (d *daemon) run(ctx context.Context) error {
 	if err := d.engine.Load(ctx); err != nil {
 		return err
 	}
+	part := make(chan struct{})
+	start("cluster", func(ctx context.Context) error { return d.node.Run(ctx, func() { close(part) }) })
+	<-part
 	if err := d.engine.DefaultNetwork(ctx); err != nil {
 		d.log.Error("default network", "err", err)
 	}

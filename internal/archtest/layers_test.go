@@ -36,6 +36,8 @@ var (
 		{pkg: "internal/cluster/agreed/agreedtest", may: []string{"internal/cluster/agreed"}, why: "one suite for every such store"},
 		{pkg: "internal/cluster/blocks", may: []string{"internal/cluster/agreed"}, why: "who holds which addresses is agreed; who has one of them is the engine's"},
 		{pkg: "internal/cluster/etcd", may: []string{"internal/cluster/agreed"}, why: "one store of agreed truth; what is in it is not its business"},
+		{pkg: "internal/cluster/node", may: with(nouns[:1], "internal/cluster", "internal/cluster/agreed", "internal/cluster/blocks", "internal/cluster/etcd",
+			"internal/cluster/gossip", "internal/cluster/pki"), why: "it puts a machine's part together and lives it; the engine is told, not known"},
 		{pkg: "internal/cluster/pki", why: "certificates and tokens; it opens and stores nothing"},
 		{pkg: "internal/cluster/gossip", may: []string{"internal/cluster/gossip/table"}, why: "it spreads bytes that nodes announce; what they mean, and what is done about them, is for others"},
 		{pkg: "internal/cluster/gossip/table", pure: true, why: "what two nodes have to tell each other is computed; clock, chance and sockets are package gossip's"},

@@ -11,7 +11,6 @@ import (
 
 	"github.com/seine-net/seine/api"
 	"github.com/seine-net/seine/internal/fabric"
-	"github.com/seine-net/seine/internal/ipam/pool"
 	"github.com/seine-net/seine/internal/state"
 )
 
@@ -243,25 +242,28 @@ func (e *Engine) blocks(n api.Network, subnet netip.Prefix) []netip.Prefix {
 
 // Blocks gives the blocks that this machine holds of each network of the cluster, by name.
 func (e *Engine) Blocks() map[string][]netip.Prefix {
-	e.mu.Lock()
-	defer e.mu.Unlock()
 	out := map[string][]netip.Prefix{}
 	for _, n := range e.Store.Networks() {
-		if !n.Shared() {
-			continue
+		if n.Shared() {
+			out[n.Name] = e.blocksOf(n.Name)
 		}
-		for _, p := range e.pools[n.Name] {
-			out[n.Name] = append(out[n.Name], p.Blocks()...)
-		}
+	}
+	return out
+}
+
+func (e *Engine) blocksOf(network string) []netip.Prefix {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var out []netip.Prefix
+	for _, p := range e.pools[network] {
+		out = append(out, p.Blocks()...)
 	}
 	return out
 }
 
 // takesPart reports whether a network of the cluster is used on this machine: it is as long as the machine has blocks of it.
 func (e *Engine) takesPart(n api.Network) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return slices.ContainsFunc(e.pools[n.Name], func(p *pool.Pool) bool { return len(p.Blocks()) > 0 })
+	return len(e.blocksOf(n.Name)) > 0
 }
 
 // room sees to it that this machine has blocks with the addresses that an endpoint needs. It asks the cluster only where

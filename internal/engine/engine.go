@@ -273,6 +273,7 @@ func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
 		}
 		e.Loop.Touch(e.Want.Keys("")...)
 	}
+	e.refreshSoon(ctx)
 	return err
 }
 

@@ -203,7 +203,14 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 
 // fabricNetwork is a network as it concerns this machine and a peer.
 func (e *Engine) fabricNetwork(n api.Network, peer string, has PeerNetwork) fabric.Network {
-	net := fabric.Network{Network: n, VNI: n.VNI, Broadcast: n.Broadcast, Link: e.via(n), Blocks: has.Blocks}
+	net := fabric.Network{Network: n, VNI: n.VNI, Broadcast: n.Broadcast, Link: e.via(n)}
+	mine := e.blocksOf(n.Name)
+	for _, b := range has.Blocks { // a peer may speak for addresses of the network only, and not for this machine's
+		of := slices.ContainsFunc(n.Subnets, func(s api.Subnet) bool { return s.Prefix.Contains(b.Addr()) && b.Bits() >= s.Prefix.Bits() })
+		if of && !slices.ContainsFunc(mine, b.Overlaps) {
+			net.Blocks = append(net.Blocks, b.Masked())
+		}
+	}
 	for _, ep := range has.Endpoints {
 		net.Endpoints = append(net.Endpoints, fabric.Endpoint{Addresses: ep.Addresses, MAC: ep.MAC})
 	}

@@ -280,6 +280,27 @@ func (a *Authority) check(cert *x509.Certificate, now func() time.Time) (string,
 	return NodeID(cert)
 }
 
+// SignerOf gives the public key in a certificate (DER) that the authority signed for a node, whenever that was: it is not
+// for TLS, but for checking what the node signs.
+func (a *Authority) SignerOf(der []byte, node string) (*ecdsa.PublicKey, error) {
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	if err := cert.CheckSignatureFrom(a.Cert); err != nil {
+		return nil, err
+	}
+	id, err := NodeID(cert)
+	if err != nil {
+		return nil, err
+	}
+	key, ok := cert.PublicKey.(*ecdsa.PublicKey)
+	if !ok || id != node {
+		return nil, fmt.Errorf("certificate %q: is not that of node %q", cert.Subject.CommonName, node)
+	}
+	return key, nil
+}
+
 // PeerID gives the ID of the node at the other side of a connection that Server or Client made; "" for none.
 func PeerID(s tls.ConnectionState) string {
 	if len(s.PeerCertificates) == 0 {
