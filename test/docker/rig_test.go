@@ -34,11 +34,14 @@ import (
 func TestMain(m *testing.M) {
 	testkit.IfNode()
 	code := m.Run()
-	if dir, err := built(); err == nil {
-		_ = os.RemoveAll(dir)
+	if builtDir != "" {
+		_ = os.RemoveAll(builtDir)
 	}
 	os.Exit(code)
 }
+
+// builtDir is what built has made, if it was called: most tests of this package, and its fuzzing, need no program.
+var builtDir string
 
 // built builds the daemon, the client and the CNI plugin once, and gives their folder.
 var built = sync.OnceValues(func() (string, error) {
@@ -46,6 +49,7 @@ var built = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	builtDir = dir
 	return dir, errors.Join(testkit.BuildProgram(dir, "seined"), testkit.BuildProgram(dir, "seine"), testkit.BuildCNI(filepath.Join(dir, "cni"), "seine"))
 })
 
