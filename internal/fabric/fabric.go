@@ -138,6 +138,19 @@ func Shared(n Network, owner string) []kernel.Object {
 	return out
 }
 
+// Local gives what an endpoint of this node needs on a network of the cluster beside its driver's objects: where the network
+// is one switch, the bridge knows its neighbours, so that questions for them don't go to other nodes.
+func Local(n Network, e api.Endpoint) []kernel.Object {
+	if !n.Broadcast {
+		return nil
+	}
+	var out []kernel.Object
+	for _, a := range e.Addresses {
+		out = append(out, &kernel.Neigh{Link: n.Link, Addr: a, MAC: e.MAC})
+	}
+	return out
+}
+
 // Owner names the owner, in the desired set, of what leads to a peer.
 func Owner(peer api.Node) string { return "peer/" + peer.ID }
 

@@ -225,6 +225,29 @@ func (l *Lab) change(a, b *Host, f func(*fault)) error {
 	return errors.Join(l.dropLocked(i), l.dropLocked(j))
 }
 
+// Unplug pulls h's cable: its interface loses the carrier. Plug puts it back.
+func (l *Lab) Unplug(h *Host) error { return l.cable(h, l.wire.nl.LinkSetDown) }
+
+// Plug takes Unplug back.
+func (l *Lab) Plug(h *Host) error { return l.cable(h, l.wire.nl.LinkSetUp) }
+
+func (l *Lab) cable(h *Host, set func(netlink.Link) error) error {
+	for i, o := range l.Hosts {
+		if o != h {
+			continue
+		}
+		p, err := l.wire.nl.LinkByName(port(i + 1))
+		if err == nil {
+			err = set(p)
+		}
+		if err != nil {
+			return fmt.Errorf("lab: cable of %s: %w", h.Name, err)
+		}
+		return nil
+	}
+	return errors.New("lab: want a host of this lab")
+}
+
 // Peers are all hosts but h.
 func (l *Lab) Peers(h *Host) []*Host {
 	var out []*Host

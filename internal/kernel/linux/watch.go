@@ -23,7 +23,8 @@ type Event struct {
 	// was wanted, more than Keys changed: the kernel drops routes and IPv6 addresses along with it and does not tell about
 	// them all.
 	Down []kernel.Key
-	// All says that more than can be named changed, or that notifications were lost: only a full listing tells.
+	// All says that more than can be named changed, that a link that nexthops of ours are on lost its carrier or has it
+	// again, or that notifications were lost: only a full listing tells.
 	All bool
 	// Facts says that what Facts gives may have changed.
 	Facts bool
@@ -47,7 +48,7 @@ var routeGroups = []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGR
 // Watch tells about changes in the base namespace that this Kernel did not make itself. Events that nobody has read yet
 // are put together into one. The channel is closed when ctx ends or when notifications can't be had any more.
 func (k *Kernel) Watch(ctx context.Context) (<-chan Event, error) {
-	w := &watcher{k: k, links: map[int]*linkInfo{}, in: make(chan Event)}
+	w := &watcher{k: k, links: map[int]*linkInfo{}, hops: map[int]bool{}, in: make(chan Event)}
 	s := k.session()
 	defer s.close()
 	sp, err := s.space("")
@@ -82,6 +83,16 @@ func (k *Kernel) Watch(ctx context.Context) (<-chan Event, error) {
 	for _, l := range links {
 		w.links[l.index] = l
 	}
+	hops, err := sp.nexthops()
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		return nil, err
+	}
+	for _, n := range hops {
+		w.hops[n.index] = w.hops[n.index] || n.proto == kernel.RouteProtocol
+	}
 	out := make(chan Event)
 	go w.run(ctx, files, readers, out)
 	return out, nil
@@ -115,8 +126,11 @@ func listen(sp *space, proto int, groups ...int) (*os.File, error) {
 type watcher struct {
 	k  *Kernel
 	in chan Event
-	// links is what is known of the links, by number; only the reader of the routing socket uses it.
+	// links is what is known of the links, by number; only the reader of the routing socket uses it, and hops.
 	links map[int]*linkInfo
+	// hops are the numbers of links that nexthops of ours are on, or were. With the carrier the kernel drops nexthops, and
+	// their routes, without a word.
+	hops map[int]bool
 	// sets and changed belong to the reader of the nftables socket, see watchnft.go.
 	sets    map[string][]*kernel.Set
 	changed map[elemPlace][]elem
@@ -250,6 +264,9 @@ func (w *watcher) link(m *notice) Event {
 		w.links[l.index] = l
 	}
 	ours := l.ours() || old != nil && old.ours()
+	if w.hops[l.index] && !ours && old != nil && (old.flags^l.flags)&unix.IFF_RUNNING != 0 {
+		return Event{All: true, Facts: true}
+	}
 	if m.own || m.typ == unix.RTM_NEWLINK && quiet(old, l, ours) {
 		return Event{}
 	}

@@ -82,7 +82,11 @@ func (w *watcher) neigh(m *notice) Event {
 // nexthop understands news about a nexthop object of ours.
 func (w *watcher) nexthop(m *notice) Event {
 	n := parseNexthop(reply{unix.RTM_NEWNEXTHOP, m.data})
-	if n == nil || n.proto != kernel.RouteProtocol || m.own {
+	if n == nil || n.proto != kernel.RouteProtocol {
+		return Event{}
+	}
+	w.hops[n.index] = true
+	if m.own {
 		return Event{}
 	}
 	ev := Event{Keys: []kernel.Key{n.Nexthop.Key()}}
