@@ -219,7 +219,7 @@ func (n *Network) Pass(link, owner string) []kernel.Object {
 		if b.IsSingleIP() {
 			item = b.Addr().String()
 		}
-		out = append(out, ruleset.Element(set, item, "goto "+chain.Chain.Name, owner))
+		out = append(out, ruleset.Element(set, item, "jump "+chain.Chain.Name, owner))
 	}
 	return out
 }

@@ -192,7 +192,7 @@ func TestProxies(t *testing.T) {
 	r.meetAll(vxlan.Name)
 	for _, a := range two.addrs() {
 		r.run(one.NS, "ip", "neigh", "flush", "dev", "eth0")
-		ctx, cancel := context.WithTimeout(t.Context(), 150*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), slow*150*time.Millisecond)
 		if _, err := one.Ask(ctx, "udp", netip.AddrPortFrom(a, 7), "x"); err != nil {
 			t.Errorf("the first packet to %s takes long: %v", a, err)
 		}

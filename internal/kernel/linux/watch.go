@@ -19,9 +19,9 @@ import (
 type Event struct {
 	// Keys are objects that went away or were changed, wanted or not.
 	Keys []kernel.Key
-	// Down are links of ours that went down, by the keys of their up state, and nexthops of ours that went away. If one
-	// was wanted, more than Keys changed: the kernel drops routes and IPv6 addresses along with it and does not tell about
-	// them all.
+	// Down are links of ours that went down, or that IPv6 left or came back to for their MTU, by the keys of their up
+	// state, and nexthops of ours that went away. If one was wanted, more than Keys changed: the kernel drops routes and
+	// IPv6 addresses along with it and does not tell about them all.
 	Down []kernel.Key
 	// All says that more than can be named changed, that a link that nexthops of ours are on lost its carrier or has it
 	// again, or that notifications were lost: only a full listing tells.
@@ -41,6 +41,9 @@ func (e *Event) merge(o Event) {
 		e.Keys, e.Down, e.All = nil, nil, true
 	}
 }
+
+// ipv6MTU is the least MTU of a link that IPv6 uses (RFC 8200 section 5).
+const ipv6MTU = 1280
 
 var routeGroups = []int{unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE}
@@ -282,7 +285,9 @@ func (w *watcher) link(m *notice) Event {
 	if old.name != l.name {
 		ev.Keys = append(ev.Keys, keys(old)...)
 	}
-	if ours && m.typ == unix.RTM_NEWLINK && old.flags&^l.flags&unix.IFF_UP != 0 {
+	// Below its least MTU IPv6 leaves a link with all that it has there, sysctls included, and comes back as on a new one.
+	six := (old.mtu < ipv6MTU) != (l.mtu < ipv6MTU)
+	if ours && m.typ == unix.RTM_NEWLINK && (six || old.flags&^l.flags&unix.IFF_UP != 0) {
 		ev.Down = []kernel.Key{(&kernel.LinkUp{Link: l.name}).Key()}
 	}
 	return ev
