@@ -117,7 +117,8 @@ type Gossip struct {
 	ask     chan struct{} // there is somebody to ask
 	ready   chan struct{} // closed when list is there
 	ended   chan struct{} // closed when Run has ended
-	list    *memberlist.Memberlist
+	list    carrier
+	create  func(*memberlist.Config) (carrier, error) // makes list; tests have another
 
 	mu      sync.Mutex // protects all below; never held while memberlist is called, which calls back
 	table   *table.Table
@@ -132,6 +133,16 @@ type Gossip struct {
 	rejoin  time.Time // before that no further attempt to merge with nodes that were down
 	refused int       // messages since the last report
 	why     error     // of the last of them
+}
+
+// carrier is what is used of memberlist.
+type carrier interface {
+	Join(addrs []string) (int, error)
+	Leave(timeout time.Duration) error
+	Shutdown() error
+	UpdateNode(timeout time.Duration) error
+	SendToAddress(to memberlist.Address, message []byte) error
+	SendReliable(to *memberlist.Node, message []byte) error
 }
 
 // New makes a node's part in the cluster. It starts nothing. What is Put before Run is there from the first moment: a
@@ -153,7 +164,8 @@ func New(c Config) (*Gossip, error) {
 	}
 	g := &Gossip{
 		conf: c, log: c.Log, keyring: keyring, news: newQueue(), table: t,
-		jobs: make(chan func(), 64), push: make(chan struct{}, 1), ask: make(chan struct{}, 1), ready: make(chan struct{}), ended: make(chan struct{}),
+		create: func(c *memberlist.Config) (carrier, error) { return memberlist.Create(c) },
+		jobs:   make(chan func(), 64), push: make(chan struct{}, 1), ask: make(chan struct{}, 1), ready: make(chan struct{}), ended: make(chan struct{}),
 		members: map[string]*member{}, asks: map[string]map[string]bool{}, pulls: map[string]time.Time{},
 	}
 	if g.log == nil {

@@ -3,9 +3,11 @@ package gossip
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,6 +23,7 @@ type cluster struct {
 	net   *gossiptest.Network
 	nodes []*node
 	epoch uint64
+	conf  func(*Config) // changes every node's
 }
 
 type node struct {
@@ -29,7 +32,20 @@ type node struct {
 	addr   netip.AddrPort
 	cancel context.CancelFunc
 	done   chan struct{}
+	mu     *sync.Mutex
 	seen   map[string]string // what Watch told: network/node/key → data, or node → state
+}
+
+func (n *node) saw(k string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.seen[k]
+}
+
+func (n *node) all() map[string]string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.seen)
 }
 
 func newCluster(t testing.TB) *cluster {
@@ -50,8 +66,10 @@ func (c *cluster) renew(n *node, conf func(*Config), networks ...string) {
 	c.t.Helper()
 	c.epoch++
 	cf := Config{Node: n.name, Epoch: c.epoch, Cluster: "test", Keys: [][]byte{testKey}, Transport: c.net.Host(n.addr)}
-	if conf != nil {
-		conf(&cf)
+	for _, f := range []func(*Config){c.conf, conf} {
+		if f != nil {
+			f(&cf)
+		}
 	}
 	g, err := New(cf)
 	if err != nil {
@@ -60,7 +78,7 @@ func (c *cluster) renew(n *node, conf func(*Config), networks ...string) {
 	if err := g.Subscribe(networks); err != nil {
 		c.t.Fatal(err)
 	}
-	n.Gossip, n.seen = g, map[string]string{}
+	n.Gossip, n.mu, n.seen = g, new(sync.Mutex), map[string]string{}
 }
 
 // start runs a node and has it join the first.
@@ -68,10 +86,11 @@ func (c *cluster) start(n *node) {
 	ctx, cancel := context.WithCancel(context.Background())
 	n.cancel, n.done = cancel, make(chan struct{})
 	watched := make(chan struct{})
-	g, seen := n.Gossip, n.seen
+	g, mu, seen := n.Gossip, n.mu, n.seen
 	go func() {
 		defer close(watched)
 		for ch := range g.Watch() {
+			mu.Lock()
 			k := ch.Record.Network + "/" + ch.Node + "/" + ch.Record.Key
 			switch ch.Kind {
 			case Put:
@@ -81,6 +100,7 @@ func (c *cluster) start(n *node) {
 			default:
 				seen[ch.Node] = ch.Kind.String()
 			}
+			mu.Unlock()
 		}
 	}()
 	go func() {
@@ -109,6 +129,7 @@ func (c *cluster) stop() {
 	for _, n := range c.nodes {
 		n.stop()
 	}
+	time.Sleep(time.Minute) // memberlist does not wait for what it has started
 }
 
 // split cuts the nodes with these numbers off from the others.
@@ -171,19 +192,19 @@ func TestThreeNodes(t *testing.T) {
 		})
 		b.put(t, "net", "web", "new")
 		took := c.await("a change is told", time.Second, func() bool {
-			return a.seen["net/n001/web"] == "new" && d.seen["net/n001/web"] == "new"
+			return a.saw("net/n001/web") == "new" && d.saw("net/n001/web") == "new"
 		})
 		if took > 50*time.Millisecond {
 			t.Errorf("a change took %v from one node to two others, want at most 50ms", took)
 		}
 		b.Delete("net", "web")
 		c.await("a delete is told", time.Second, func() bool {
-			_, in := a.seen["net/n001/web"]
-			_, in2 := d.seen["net/n001/web"]
+			in := a.saw("net/n001/web") != ""
+			in2 := d.saw("net/n001/web") != ""
 			return !in && !in2
 		})
-		if a.seen["n002"] != "up" {
-			t.Errorf("n000 was told of n002 that it is %q", a.seen["n002"])
+		if a.saw("n002") != "up" {
+			t.Errorf("n000 was told of n002 that it is %q", a.saw("n002"))
 		}
 	})
 }

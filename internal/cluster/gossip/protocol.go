@@ -24,6 +24,7 @@ const (
 	pullTime       = 2 * time.Second
 	streamSize     = 64 << 10  // of a message by TCP
 	pullSize       = 512 << 10 // that one request is answered with
+	offerSize      = 8 << 10   // that is sent without having been asked for
 	mostHeads      = 24        // streams of a network that are compared at once, without buckets
 	compactEvery   = 300       // intervals: so long a delete is kept, or twice
 	doubtEvery     = 30        // intervals
@@ -60,7 +61,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	defer close(g.ended)
 	defer wg.Wait()
 	defer cancel()
-	list, err := memberlist.Create(g.config())
+	list, err := g.create(g.config())
 	if err != nil {
 		return err
 	}
@@ -140,12 +141,18 @@ func (g *Gossip) flush() {
 		return
 	}
 	mail := map[string][]table.Chunk{}
+	peers := map[string][]string{}
 	for _, h := range merge(g.hot) {
 		n := fanout
 		if h.from == "" {
 			n = firstFanout
 		}
-		for _, to := range g.pick(h.chunk.Network, n, h.from, h.chunk.Origin) {
+		all, ok := peers[h.chunk.Network]
+		if !ok {
+			all = slices.Clone(g.peers(h.chunk.Network))
+			peers[h.chunk.Network] = all
+		}
+		for _, to := range choose(all, n, h.from, h.chunk.Origin) {
 			mail[to] = append(mail[to], h.chunk)
 		}
 	}
@@ -161,19 +168,30 @@ func (g *Gossip) flush() {
 }
 
 // pick gives n peers of a network that are up, by chance.
-func (g *Gossip) pick(network string, n int, not ...string) []string {
-	all := g.up
-	if network != "" {
-		all = slices.DeleteFunc(g.table.Participants(network), func(p string) bool {
-			m := g.members[p]
-			return m == nil || m.State != Up && m.State != Suspect
-		})
+func (g *Gossip) pick(network string, n int) []string {
+	return choose(slices.Clone(g.peers(network)), n)
+}
+
+// peers gives all peers of a network that are up, in a slice that is not to be changed.
+func (g *Gossip) peers(network string) []string {
+	if network == "" {
+		return g.up
 	}
-	var some []string
-	for _, i := range rand.Perm(len(all)) {
-		if len(some) == n {
-			break
+	var all []string
+	for p := range g.table.Participants(network) {
+		if m := g.members[p]; m != nil && (m.State == Up || m.State == Suspect) {
+			all = append(all, p)
 		}
+	}
+	return all
+}
+
+// choose gives n names of all by chance, without some. It changes the order of all.
+func choose(all []string, n int, not ...string) []string {
+	some := make([]string, 0, n)
+	for i := 0; i < len(all) && len(some) < n; i++ {
+		k := i + rand.IntN(len(all)-i)
+		all[i], all[k] = all[k], all[i]
 		if !slices.Contains(not, all[i]) {
 			some = append(some, all[i])
 		}

@@ -43,12 +43,13 @@ func (g *Gossip) handle(m *table.Message) []post {
 		return g.onRoots(m)
 	case table.Sums:
 		if mask := g.table.Mask(m.Network, m.Sums); mask != 0 {
-			return g.heads(m.From, m.Network, mask)
+			return g.heads(m.From, m.Network, mask, table.Heads)
 		}
-	case table.Heads:
+	case table.Heads, table.Offer:
 		return g.onHeads(m)
 	case table.Pull:
-		return g.give(m.From, m.Network, m.Wants)
+		out, _ := g.give(m.From, m.Network, m.Wants, pullSize)
+		return out
 	}
 	return nil
 }
@@ -82,17 +83,19 @@ func (g *Gossip) learn(m *table.Message) {
 			fresh[c.Network] = true
 		}
 	}
-	if m.Type == table.Push {
-		return
-	}
 	for n := range fresh {
-		delete(g.pulls, n)
-		if m.More {
+		switch {
+		case !m.End:
+			g.pulls[n] = time.Now().Add(pullTime)
+		case m.More:
+			delete(g.pulls, n)
 			g.askOne(m.From, n)
+		default:
+			// What was missing here is missing elsewhere too. It is not pushed on, since it may be much: peers are asked
+			// to compare, and get it if they lack it.
+			delete(g.pulls, n)
+			g.askSome(n)
 		}
-		// What was missing here is missing elsewhere too. It is not pushed on, since it may be much: peers are asked to
-		// compare, and get it if they lack it.
-		g.askSome(n)
 	}
 }
 
@@ -119,7 +122,7 @@ func (g *Gossip) onRoots(m *table.Message) []post {
 			continue
 		}
 		if streams <= mostHeads {
-			out = append(out, g.heads(m.From, name, table.All)...)
+			out = append(out, g.heads(m.From, name, table.All, table.Heads)...)
 		} else {
 			out = append(out, g.post(m.From, &table.Message{Type: table.Sums, Network: name, Sums: g.table.Sums(name)})...)
 		}
@@ -130,33 +133,36 @@ func (g *Gossip) onRoots(m *table.Message) []post {
 func (g *Gossip) pulling(network string) bool { return time.Now().Before(g.pulls[network]) }
 
 // heads gives this node's streams in some buckets of a network, in as many messages as it takes.
-func (g *Gossip) heads(to, network string, mask uint64) []post {
+func (g *Gossip) heads(to, network string, mask uint64, kind table.Type) []post {
 	var out []post
-	m := &table.Message{Type: table.Heads, Network: network}
-	size := 0
-	for i := range table.Buckets {
-		one := mask & (1 << i)
-		if one == 0 {
-			continue
-		}
-		heads := g.table.Heads(network, one)
-		more := 0
-		for _, h := range heads {
-			more += len(h.Origin) + 30
-		}
-		if size+more > streamSize && m.Mask != 0 {
+	m := &table.Message{Type: kind, Network: network, Mask: mask}
+	size, last := 0, 0
+	for _, h := range g.table.Heads(network, mask) {
+		if b := table.Bucket(h.Origin); size > streamSize && b != last {
+			below := uint64(1)<<b - 1
+			next := &table.Message{Type: kind, Network: network, Mask: m.Mask &^ below}
+			m.Mask &= below
 			out = append(out, g.post(to, m)...)
-			m, size = &table.Message{Type: table.Heads, Network: network}, 0
+			m, size = next, 0
+		} else {
+			last = b
 		}
-		m.Mask, m.Heads, size = m.Mask|one, append(m.Heads, heads...), size+more
+		m.Heads, size = append(m.Heads, h), size+len(h.Origin)+30
 	}
 	return append(out, g.post(to, m)...)
 }
 
-// onHeads asks for what the peer has and this node lacks, and gives what the peer lacks.
+// onHeads asks for what the peer has and this node lacks, and gives what the peer lacks. Much is only offered: the peer
+// may be getting it from another just now.
 func (g *Gossip) onHeads(m *table.Message) []post {
 	d := g.table.Compare(m.Network, m.Mask, m.Heads)
-	out := g.give(m.From, m.Network, d.Offers)
+	var out []post
+	if m.Type == table.Heads {
+		var all bool
+		if out, all = g.give(m.From, m.Network, d.Offers, offerSize); !all {
+			out = g.heads(m.From, m.Network, m.Mask, table.Offer)
+		}
+	}
 	if len(d.Wants) > 0 && !g.pulling(m.Network) {
 		g.pulls[m.Network] = time.Now().Add(pullTime)
 		out = append(out, g.post(m.From, &table.Message{Type: table.Pull, Network: m.Network, Wants: d.Wants})...)
@@ -172,13 +178,16 @@ func (g *Gossip) onHeads(m *table.Message) []post {
 	return out
 }
 
-// give sends what a peer wants, within limits: who gets More asks again.
-func (g *Gossip) give(to, network string, wants []table.Want) []post {
-	var out []post
+// give sends what a peer wants, at most about so many bytes, and reports whether that was all. Who gets More asks again.
+func (g *Gossip) give(to, network string, wants []table.Want, most int) (out []post, all bool) {
 	m := &table.Message{Type: table.Deltas}
-	size, total := 0, 0
+	size, total, more := 0, 0, false
 	for _, w := range wants {
-		c := g.table.Select(network, w, streamSize)
+		if total > most {
+			more = true
+			break
+		}
+		c := g.table.Select(network, w, min(most, streamSize))
 		if c == nil {
 			continue
 		}
@@ -188,17 +197,13 @@ func (g *Gossip) give(to, network string, wants []table.Want) []post {
 			m, size = &table.Message{Type: table.Deltas}, 0
 		}
 		m.Chunks, size, total = append(m.Chunks, *c), size+n, total+n
-		if total > pullSize || len(c.Records) > 0 && c.Records[len(c.Records)-1].Version.Count < c.Last {
-			m.More = true
-		}
-		if total > pullSize {
-			break
-		}
+		more = more || c.Records[len(c.Records)-1].Version.Count < c.Last
 	}
 	if len(m.Chunks) > 0 {
+		m.End, m.More = true, more
 		out = append(out, g.post(to, m)...)
 	}
-	return out
+	return out, !more
 }
 
 // merge joins chunks of one stream that follow each other.

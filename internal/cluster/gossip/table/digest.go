@@ -2,7 +2,6 @@ package table
 
 import (
 	"encoding/binary"
-	"maps"
 	"slices"
 )
 
@@ -13,7 +12,8 @@ const Buckets = 64
 // All is the mask of all buckets.
 const All = ^uint64(0)
 
-func bucket(origin string) int { return int(digest([]byte(origin)) % Buckets) }
+// Bucket gives the bucket of a node's streams.
+func Bucket(origin string) int { return int(digest([]byte(origin)) % Buckets) }
 
 // Root stands for all that a node has of a network: equal roots, equal records.
 type Root struct {
@@ -49,7 +49,7 @@ func (n *network) sums() *[Buckets]uint64 {
 			b = binary.BigEndian.AppendUint64(b, s.main.have)
 			s.digest, s.stale = digest(binary.BigEndian.AppendUint64(b, s.main.digest())), false
 		}
-		n.buckets[bucket(origin)] ^= s.digest
+		n.buckets[s.bucket] ^= s.digest
 	}
 	return &n.buckets
 }
@@ -96,19 +96,19 @@ func (t *Table) Mask(name string, theirs []uint64) uint64 {
 	return mask
 }
 
-// Heads gives the heads of the streams in some buckets of a network, by origin.
+// Heads gives the heads of the streams in some buckets of a network, by bucket.
 func (t *Table) Heads(name string, mask uint64) []Head {
 	n := t.nets[name]
 	if n == nil {
 		return nil
 	}
-	var all []Head
-	for _, origin := range slices.Sorted(maps.Keys(n.streams)) {
-		if v := n.streams[origin].main; v != nil && mask&(1<<bucket(origin)) != 0 {
-			all = append(all, Head{origin, v.epoch, v.have, v.digest()})
+	var in [Buckets][]Head
+	for origin, s := range n.streams {
+		if v := s.main; v != nil && mask&(1<<s.bucket) != 0 {
+			in[s.bucket] = append(in[s.bucket], Head{origin, v.epoch, v.have, v.digest()})
 		}
 	}
-	return all
+	return slices.Concat(in[:]...)
 }
 
 // Difference is what two nodes have to tell each other about a network.
@@ -125,7 +125,7 @@ func (t *Table) Compare(name string, mask uint64, heads []Head) Difference {
 	if n == nil {
 		return d
 	}
-	seen := map[string]bool{}
+	seen := make(map[string]bool, len(heads))
 	for _, h := range heads {
 		seen[h.Origin] = true
 		if h.Epoch <= t.graves[h.Origin] {
@@ -148,8 +148,8 @@ func (t *Table) Compare(name string, mask uint64, heads []Head) Difference {
 			}
 		}
 	}
-	for _, origin := range slices.Sorted(maps.Keys(n.streams)) {
-		if !seen[origin] && n.streams[origin].main != nil && mask&(1<<bucket(origin)) != 0 {
+	for origin, s := range n.streams {
+		if !seen[origin] && s.main != nil && mask&(1<<s.bucket) != 0 {
 			d.Offers = append(d.Offers, Want{Origin: origin})
 		}
 	}

@@ -14,9 +14,11 @@ func messages(t testing.TB) []*Message {
 	return []*Message{
 		{Type: Push, From: "a", Chunks: []Chunk{*del, *a.Select("", Want{Origin: "a"}, 1000)}},
 		{Type: Deltas, From: "a", Chunks: []Chunk{*a.Select("net", Want{Origin: "a"}, 1000)}, More: true},
+		{Type: Deltas, From: "a", End: true},
 		{Type: Roots, From: "a", Roots: []Root{a.Root(""), a.Root("net")}},
 		{Type: Sums, From: "a", Network: "net", Sums: a.Sums("net")},
 		{Type: Heads, From: "a", Network: "net", Mask: All, Heads: a.Heads("net", All)},
+		{Type: Offer, From: "a", Network: "net", Mask: 5, Heads: a.Heads("net", All)},
 		{Type: Pull, From: "a", Network: "net", Wants: []Want{{Origin: "b"}, {"a", 3, 2, 1}}},
 	}
 }

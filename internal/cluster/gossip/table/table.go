@@ -43,6 +43,7 @@ type network struct {
 type stream struct {
 	main   *view // what is told to the caller; nil until there is something
 	staged *view // a full copy that is being built to take the place of main
+	bucket int
 	digest uint64
 	stale  bool
 }
@@ -110,7 +111,7 @@ func (t *Table) write(network, key string, data []byte, del bool) *Chunk {
 	n := t.nets[network]
 	s := n.streams[t.name]
 	if s == nil {
-		s = &stream{main: newView(t.self.Epoch, t.self.Count)}
+		s = &stream{main: newView(t.self.Epoch, t.self.Count), bucket: Bucket(t.name)}
 		n.streams[t.name] = s
 	}
 	v := s.main
@@ -193,10 +194,11 @@ func (t *Table) Left(node string) bool {
 	return s != nil && s.main != nil && s.main.entries[leftKey] != nil
 }
 
-// Participants gives the other nodes that take part in a network, in no order. For network "" it gives none: that are all.
-func (t *Table) Participants(network string) []string {
+// Participants gives the other nodes that take part in a network, in no order, as a map that is not to be changed. For
+// network "" it gives none: that are all.
+func (t *Table) Participants(network string) map[string]struct{} {
 	if n := t.nets[network]; n != nil {
-		return slices.Collect(maps.Keys(n.parts))
+		return n.parts
 	}
 	return nil
 }
@@ -264,7 +266,7 @@ func (t *Table) Apply(c *Chunk) (Result, error) {
 		if len(n.streams) >= maxOrigins {
 			return Result{}, fmt.Errorf("network %q: %d nodes announce records, the most that there can be", c.Network, maxOrigins)
 		}
-		s = &stream{}
+		s = &stream{bucket: Bucket(c.Origin)}
 	}
 	// Where a node takes part is said in network "". Without that one could not tell when the stream is over.
 	if a := t.nets[""].streams[c.Origin]; c.Network != "" && (a == nil || a.main == nil || a.main.epoch < c.Epoch) {

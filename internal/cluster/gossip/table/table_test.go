@@ -98,6 +98,11 @@ func give(t testing.TB, from, to *Table, network string, wants []Want, limit int
 	return any
 }
 
+func has(m map[string]struct{}, k string) bool {
+	_, ok := m[k]
+	return ok
+}
+
 func content(x *Table, network string) []string {
 	var all []string
 	for _, r := range x.Records(network) {
@@ -259,7 +264,7 @@ func TestLeaveNetworkAndComeBack(t *testing.T) {
 	}
 	sync(t, a, b, 1000)
 	expect(t, b, "net", "b/b=1")
-	if p := b.Participants("net"); !slices.Equal(p, []string{"c"}) {
+	if p := b.Participants("net"); len(p) != 1 || !has(p, "c") {
 		t.Errorf("participants that b knows: %q, want c", p)
 	}
 	a.Subscribe([]string{"net"})
@@ -684,7 +689,7 @@ func (w *world) settle() {
 		same(w.t, n.name+" told", n.mirror, have)
 		for _, network := range n.nets {
 			for _, o := range w.nodes {
-				if in := slices.Contains(n.Participants(network), o.name); o != n && in != slices.Contains(o.nets, network) {
+				if in := has(n.Participants(network), o.name); o != n && in != slices.Contains(o.nets, network) {
 					w.t.Errorf("%s: that %s takes part in %q is %v", n.name, o.name, network, in)
 				}
 			}

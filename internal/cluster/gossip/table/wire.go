@@ -18,13 +18,14 @@ const (
 	Roots                   // what the sender has of some networks; who has something else answers
 	Sums                    // the buckets of a network, in answer to Roots
 	Heads                   // the streams in some buckets, in answer to Roots or Sums
-	Pull                    // asks for streams, in answer to Heads
+	Offer                   // the same as Heads, in answer to Heads: it is to be asked for what it has, and is not answered with more
+	Pull                    // asks for streams, in answer to Heads or Offer
 	numType = int(Pull) + 1
 )
 
 // String gives the type in one word.
 func (t Type) String() string {
-	return [...]string{"", "push", "deltas", "roots", "sums", "heads", "pull"}[t]
+	return [...]string{"", "push", "deltas", "roots", "sums", "heads", "offer", "pull"}[t]
 }
 
 // Message is what nodes send to each other.
@@ -33,10 +34,11 @@ type Message struct {
 	From    string  // the node that sends it
 	Chunks  []Chunk // Push, Deltas
 	More    bool    // Deltas: there is more where this came from
+	End     bool    // Deltas: this is the last message in answer to a Pull
 	Roots   []Root  // Roots
-	Network string  // Sums, Heads, Pull
+	Network string  // Sums, Heads, Offer, Pull
 	Sums    []uint64
-	Mask    uint64 // Heads: the buckets that they are all of
+	Mask    uint64 // Heads, Offer: the buckets that they are all of
 	Heads   []Head
 	Wants   []Want
 }
@@ -54,7 +56,7 @@ func (m *Message) Encode(b []byte) []byte {
 	b = appendString(b, m.From)
 	switch m.Type {
 	case Push, Deltas:
-		b = append(b, flag(m.More))
+		b = append(b, flag(m.More)|flag(m.End)<<1)
 		for i := range m.Chunks {
 			b = m.Chunks[i].append(b)
 		}
@@ -68,7 +70,7 @@ func (m *Message) Encode(b []byte) []byte {
 		for _, s := range m.Sums {
 			b = binary.BigEndian.AppendUint64(b, s)
 		}
-	case Heads:
+	case Heads, Offer:
 		b = binary.BigEndian.AppendUint64(appendString(b, m.Network), m.Mask)
 		for _, h := range m.Heads {
 			b = binary.AppendUvarint(appendString(b, h.Origin), h.Epoch)
@@ -129,7 +131,8 @@ func Decode(b []byte) (*Message, error) {
 	m.From = r.string(MaxName)
 	switch m.Type {
 	case Push, Deltas:
-		m.More = r.byte() != 0
+		f := r.byte()
+		m.More, m.End = f&1 != 0, f&2 != 0
 		for r.more() {
 			m.Chunks = append(m.Chunks, r.chunk())
 		}
@@ -145,7 +148,7 @@ func Decode(b []byte) (*Message, error) {
 		if r.err == nil && len(m.Sums) != Buckets {
 			r.err = fmt.Errorf("%d buckets; want %d", len(m.Sums), Buckets)
 		}
-	case Heads:
+	case Heads, Offer:
 		m.Network, m.Mask = r.string(MaxName), r.fixed()
 		for r.more() {
 			m.Heads = append(m.Heads, Head{r.string(MaxName), r.uvarint(), r.uvarint(), r.fixed()})
