@@ -110,7 +110,11 @@ func (c *cluster) start(n *node) {
 		}
 		<-watched
 	}()
-	if first := c.nodes[0]; first != n {
+	first := c.nodes[0]
+	if first == n && len(c.nodes) > 1 && c.nodes[1].cancel != nil {
+		first = c.nodes[1] // a restart
+	}
+	if first != n {
 		if err := n.Join(ctx, []string{first.addr.String()}); err != nil {
 			c.t.Errorf("%s: %v", n.name, err)
 		}

@@ -5,12 +5,12 @@ package gossip
 import (
 	"fmt"
 	"math/rand/v2"
-	"os"
-	"runtime"
-	"runtime/debug"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/hashicorp/memberlist"
 
 	"github.com/seine-net/seine/internal/cluster/gossip/gossiptest"
 )
@@ -27,13 +27,17 @@ func (s seal) Verify(origin string, _, sig []byte) bool {
 // all share.
 type scale struct {
 	*cluster
-	nets   map[*node][]string
-	serial int
+	standIns *standIns // nil: memberlist itself
+	nets     map[*node][]string
+	serial   int
 }
 
-func newScale(t testing.TB, nodes, endpoints int) *scale {
+func newScale(t testing.TB, nodes, endpoints int, standsIn bool) *scale {
 	s := &scale{cluster: newCluster(t), nets: map[*node][]string{}}
 	s.net.Loss, s.net.Latency, s.net.Jitter = 0.01, 500*time.Microsecond, time.Millisecond
+	if standsIn {
+		s.standIns = &standIns{latency: time.Millisecond, loss: 0.01, detect: 10 * time.Second, spread: 3 * time.Second}
+	}
 	groups := max(4, nodes*4/100)
 	for i := range nodes {
 		var nets []string
@@ -52,8 +56,40 @@ func newScale(t testing.TB, nodes, endpoints int) *scale {
 
 func (s *scale) fresh(n *node) {
 	s.renew(n, func(c *Config) { c.Signer = seal(n.name) }, s.nets[n]...)
+	if s.standIns != nil {
+		g, addr := n.Gossip, n.addr
+		g.create = func(*memberlist.Config) (carrier, error) { return s.standIns.create(g, addr), nil }
+	}
 	n.put(s.t, "", "node", n.addr.String()+" fd00::1 some keys of about the length that keys have, in base64 or so")
 	n.put(s.t, "all", "web", "x")
+}
+
+func (s *scale) counts() gossiptest.Counts {
+	if s.standIns != nil {
+		return s.standIns.Counts()
+	}
+	return s.net.Counts()
+}
+
+func (s *scale) cut(off []int) {
+	in := map[int]bool{}
+	for _, i := range off {
+		in[i] = true
+	}
+	side := func(a netip.AddrPort) int {
+		if b := a.Addr().As4(); in[int(b[2])<<8|int(b[3])] {
+			return 1
+		}
+		return 0
+	}
+	if off == nil {
+		side = nil
+	}
+	if s.standIns != nil {
+		s.standIns.Cut(side)
+	} else {
+		s.net.Cut(side)
+	}
 }
 
 // endpoint puts a record of the size that endpoints have.
@@ -62,12 +98,16 @@ func (s *scale) endpoint(n *node, network, key string) {
 	n.put(s.t, network, key, fmt.Sprintf(`{"name":%q,"serial":%d,"mac":"02:42:0a:00:00:01","addresses":["10.0.0.1/16","fd00::1/64"],"sandbox":"/var/run/netns/cni-0123456789","names":["web","web.example"]}`, key, s.serial))
 }
 
+// start runs all nodes: 100 a second join the first.
 func (s *scale) start() {
 	for i, n := range s.nodes {
 		s.cluster.start(n)
 		if i%10 == 9 {
-			time.Sleep(50 * time.Millisecond)
+			time.Sleep(100 * time.Millisecond)
 		}
+	}
+	if s.standIns != nil {
+		s.standIns.meet()
 	}
 }
 
@@ -106,54 +146,109 @@ func (s *scale) ups() (n int) {
 
 func (s *scale) allUp() bool { return s.ups() == len(s.nodes)*(len(s.nodes)-1) }
 
-// idle gives what all nodes send in a second when nothing changes.
-func (s *scale) idle() gossiptest.Counts {
-	before := s.net.Counts()
-	time.Sleep(10 * time.Second)
-	c := s.net.Counts().Sub(before)
-	return gossiptest.Counts{Packets: c.Packets / 10, PacketBytes: c.PacketBytes / 10, Streams: c.Streams / 10, StreamBytes: c.StreamBytes / 10}
-}
-
+// figures are what a run has shown.
 type figures struct {
-	perChange, idle                    float64 // bytes per node, and change or second
-	start, settled, healed, allUp, p99 time.Duration
+	perChange, idle                     float64 // bytes per node, and change or second
+	start, changes, healed, allUp, back time.Duration
 }
 
-func runScale(t *testing.T, nodes, endpoints int) (f figures) {
+func (f figures) String() string {
+	return fmt.Sprintf("%.0f bytes per change and node, %.0f bytes/s per node at rest; all is known %v after all are up at the start, %v after the last change, %v after a healed cut (and all are up after %v), %v after a restart of a tenth",
+		f.perChange, f.idle, f.start, f.changes, f.healed, f.allUp, f.back)
+}
+
+func runScale(t *testing.T, nodes, endpoints, changes int, standsIn bool) (f figures) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newScale(t, nodes, endpoints)
+		s := newScale(t, nodes, endpoints, standsIn)
 		defer s.stop()
 		s.start()
 		s.await("all are up", 2*time.Minute, s.allUp)
 		f.start = s.await("all know all", time.Minute, s.same)
-		want := endpoints/nodes*nodes + 2*nodes
-		if have := s.records(); have != want {
+		if have, want := s.records(), endpoints/nodes*nodes+2*nodes; have != want {
 			t.Errorf("%d records are known, want %d", have, want)
 		}
 		time.Sleep(5 * time.Second) // what joining has set going comes to rest
-		idle := s.idle()
-		f.idle = float64(idle.Bytes()) / float64(nodes)
+		before := s.counts()
+		time.Sleep(5 * time.Second)
+		f.idle = float64(s.counts().Sub(before).Bytes()) / 5 / float64(nodes)
 
-		// Changes, 20 a second for 10 seconds, in the network of all.
-		before, changes := s.net.Counts(), 200
+		// Changes, 20 a second, in the network of all.
+		before = s.counts()
 		for range changes {
 			s.endpoint(s.nodes[rand.IntN(nodes)], "all", "web")
 			time.Sleep(50 * time.Millisecond)
 		}
-		spent := s.net.Counts().Sub(before)
-		f.perChange = float64(spent.Bytes()-10*idle.Bytes()) / float64(changes) / float64(nodes)
-		f.settled = s.await("changes are known", time.Minute, s.same)
+		spent := float64(s.counts().Sub(before).Bytes()) / float64(nodes)
+		f.perChange = (spent - f.idle*float64(changes)/20) / float64(changes)
+		f.changes = s.await("changes are known", time.Minute, s.same)
 
-		// A cut through the middle. On both sides endpoints come and go, nodes restart, and some stay away.
-		s.split(s.half()...)
-		time.Sleep(30 * time.Second)
+		// A cut through the middle. On both sides endpoints come and go.
+		s.cut(s.half())
+		time.Sleep(20 * time.Second)
 		s.churn(nodes * 4)
 		time.Sleep(time.Second)
-		s.net.Cut(nil)
+		s.cut(nil)
 		f.healed = s.await("all know all after the cut", time.Minute, s.same)
 		f.allUp = f.healed + s.await("all are up after the cut", 2*time.Minute, s.allUp)
+
+		// Restarts by chance, with other endpoints than before, while endpoints come and go elsewhere.
+		for _, i := range rand.Perm(nodes)[:nodes/10] {
+			n := s.nodes[i]
+			n.stop()
+			s.churn(10)
+			s.fresh(n)
+			for k := range 10 {
+				s.endpoint(n, s.nets[n][k%4], fmt.Sprint("r", k))
+			}
+			s.cluster.start(n)
+			if s.standIns != nil {
+				s.standIns.meet()
+			}
+		}
+		f.back = s.await("all know all after restarts", time.Minute, s.same)
+		s.await("all are up after restarts", time.Minute, s.allUp)
+		s.await("all know all again", time.Minute, s.same)
+		s.truth()
 	})
 	return f
+}
+
+// truth holds what every node has against what the nodes say themselves.
+func (s *scale) truth() {
+	want := map[string]map[string]string{}
+	own := func(n *node, f func(network string, r Record)) {
+		n.Gossip.mu.Lock()
+		defer n.Gossip.mu.Unlock()
+		for _, network := range append(n.table.Networks(), "") {
+			for _, r := range n.table.Records(network) {
+				f(network, r)
+			}
+		}
+	}
+	for _, n := range s.nodes {
+		own(n, func(network string, r Record) {
+			if want[network] == nil {
+				want[network] = map[string]string{}
+			}
+			if r.Origin == n.name {
+				want[network][r.Origin+"/"+r.Key] = string(r.Data)
+			}
+		})
+	}
+	for _, n := range s.nodes {
+		have := map[string]int{}
+		own(n, func(network string, r Record) {
+			have[network]++
+			if w := want[network][r.Origin+"/"+r.Key]; w != string(r.Data) {
+				s.t.Errorf("%s has %q of %s in %q, who says %q", n.name, r.Data, r.Origin, network, w)
+			}
+		})
+		for network, k := range have {
+			if k != len(want[network]) {
+				s.t.Errorf("%s has %d records in %q, want %d", n.name, k, network, len(want[network]))
+			}
+		}
+	}
 }
 
 func (s *scale) half() []int {
@@ -193,18 +288,27 @@ func (s *scale) records() (sum int) {
 	return sum
 }
 
+// What gossip costs, and how soon all is known. The goals are those for which the sizes and timings were chosen.
 func TestScale(t *testing.T) {
-	sizes := []int{50}
-	debug.SetGCPercent(100)
-	if os.Getenv("SCALE") != "" {
-		fmt.Sscan(os.Getenv("SCALE"), &sizes[0])
+	var small figures
+	run := func(name string, nodes int, standsIn bool, check func(*testing.T, figures)) {
+		t.Run(name, func(t *testing.T) {
+			if testing.Short() && nodes > 50 {
+				t.Skipf("skip: needs more time than -short gives: %d nodes", nodes)
+			}
+			f := runScale(t, nodes, 40*nodes, 100, standsIn)
+			t.Logf("%d nodes, %d endpoints: %v", nodes, 40*nodes, f)
+			if f.healed > 5*time.Second {
+				t.Errorf("all is known %v after a healed cut, want at most 5s", f.healed)
+			}
+			check(t, f)
+		})
 	}
-	for _, n := range sizes {
-		real := time.Now()
-		f := runScale(t, n, n*40)
-		var ms runtime.MemStats
-		runtime.ReadMemStats(&ms)
-		t.Logf("%d nodes, %d endpoints: %.0f bytes per change and node, %.0f bytes/s idle per node; all known after start %v, after changes %v, after a healed cut %v, all up after %v; took %v, %d MB",
-			n, n*40, f.perChange, f.idle, f.start, f.settled, f.healed, f.allUp, time.Since(real), ms.Sys>>20)
-	}
+	run("50 with memberlist", 50, false, func(*testing.T, figures) {})
+	run("50", 50, true, func(_ *testing.T, f figures) { small = f })
+	run("500", 500, true, func(t *testing.T, f figures) {
+		if small.perChange > 0 && f.perChange > 1.1*small.perChange {
+			t.Errorf("a change costs %.0f bytes per node, and %.0f at 50 nodes; want the same", f.perChange, small.perChange)
+		}
+	})
 }
