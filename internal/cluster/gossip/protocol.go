@@ -18,17 +18,18 @@ const (
 	packetSize     = 1400 // of a UDP packet's payload, all told
 	fanout         = 4    // to how many peers a change is passed on
 	firstFanout    = 12   // and to how many its origin sends it
+	askFanout      = 2    // how many peers are asked to compare after something was missing
 	pushDelay      = 5 * time.Millisecond
 	askDelay       = 50 * time.Millisecond
 	interval       = time.Second // between comparisons with peers picked by chance
-	pullTime       = 2 * time.Second
+	pullTime       = time.Second
 	streamSize     = 64 << 10  // of a message by TCP
 	pullSize       = 512 << 10 // that one request is answered with
 	offerSize      = 8 << 10   // that is sent without having been asked for
 	mostHeads      = 24        // streams of a network that are compared at once, without buckets
 	compactEvery   = 300       // intervals: so long a delete is kept, or twice
 	doubtEvery     = 30        // intervals
-	senders        = 4         // goroutines that wait for the network
+	senders        = 16        // goroutines that wait for the network
 	mergeInterval  = time.Second
 	seedsEvery     = 5 // intervals
 	gossipInterval = 100 * time.Millisecond
@@ -169,7 +170,24 @@ func (g *Gossip) flush() {
 
 // pick gives n peers of a network that are up, by chance.
 func (g *Gossip) pick(network string, n int) []string {
-	return choose(slices.Clone(g.peers(network)), n)
+	if network == "" {
+		return choose(slices.Clone(g.up), n)
+	}
+	var some []string
+	for p := range g.table.Participants(network) { // which begins anywhere
+		if len(some) == n {
+			break
+		}
+		if g.reachable(p) {
+			some = append(some, p)
+		}
+	}
+	return some
+}
+
+func (g *Gossip) reachable(node string) bool {
+	m := g.members[node]
+	return m != nil && (m.State == Up || m.State == Suspect)
 }
 
 // peers gives all peers of a network that are up, in a slice that is not to be changed.
@@ -179,7 +197,7 @@ func (g *Gossip) peers(network string) []string {
 	}
 	var all []string
 	for p := range g.table.Participants(network) {
-		if m := g.members[p]; m != nil && (m.State == Up || m.State == Suspect) {
+		if g.reachable(p) {
 			all = append(all, p)
 		}
 	}
@@ -299,7 +317,7 @@ func (g *Gossip) askSome(networks ...string) {
 		networks = append(g.table.Networks(), "")
 	}
 	for _, n := range networks {
-		for _, to := range g.pick(n, fanout) {
+		for _, to := range g.pick(n, askFanout) {
 			g.askOne(to, n)
 		}
 	}

@@ -10,6 +10,11 @@ import (
 
 // receive takes a message in. It is called by memberlist, for packets by one goroutine and for each stream by its own.
 func (g *Gossip) receive(b []byte) {
+	select {
+	case <-g.ready:
+	default:
+		return // there is nothing yet to answer with
+	}
 	m, err := table.Decode(b)
 	switch {
 	case err != nil:
