@@ -39,6 +39,9 @@ func (e clusterEngine) SetPeer(ctx context.Context, id string, n api.Node, netwo
 	return e.Engine.SetPeer(ctx, p)
 }
 
+// ClusterEngine gives an engine to the machine's part in a cluster.
+func ClusterEngine(e *engine.Engine) node.Engine { return clusterEngine{e} }
+
 // newNode makes the machine's part in a cluster, which is kept beside the state file.
 func newNode(o Options, e *engine.Engine, log *slog.Logger) (*node.Node, error) {
 	self, err := os.Executable()
@@ -46,7 +49,7 @@ func newNode(o Options, e *engine.Engine, log *slog.Logger) (*node.Node, error) 
 		return nil, err
 	}
 	return node.New(node.Config{Dir: filepath.Join(filepath.Dir(o.State), "cluster"), Program: self, Name: o.Node, Version: o.Version,
-		Engine: clusterEngine{e}, Log: log.With("part", "cluster")}), nil
+		Engine: ClusterEngine(e), Log: log.With("part", "cluster")}), nil
 }
 
 // RunMember is the process of a member of the cluster's store.

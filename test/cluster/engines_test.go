@@ -62,7 +62,7 @@ func (m *machine) start() {
 	var running sync.WaitGroup
 	running.Go(func() { loop.Run(ctx) })
 	m.engine = engine.New(engine.Config{Store: m.state, Want: want, Loop: loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(),
-		Machine: noMachine{}, Log: log, DNSPort: 5380, Node: m.name, Version: "test", Boot: "boot",
+		Machine: noMachine{}, Log: log, DNSPort: 5380, Node: m.name, Version: "test", Boot: "boot", Fabrics: builtin.Fabrics(kernel.NewSecret(kernel.WGKey{1}, true)),
 		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/16"), Bits: 26}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
 	}, kernel.Facts{})
 	if err := m.engine.Load(ctx); err != nil {
@@ -109,7 +109,12 @@ func (m *machine) attach(network, name string, addrs ...netip.Addr) (api.Endpoin
 // until waits for something that another machine's change brings about.
 func (m *machine) until(what string, ok func() bool) {
 	m.Helper()
-	for limit := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	m.untilIn(20*time.Second, what, ok)
+}
+
+func (m *machine) untilIn(limit time.Duration, what string, ok func() bool) {
+	m.Helper()
+	for limit := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(limit) {
 			m.Fatalf("%s: %s does not come about", m.name, what)
 		}

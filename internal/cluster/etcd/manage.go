@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Node is a node of the cluster as the management of members sees it.
@@ -202,15 +201,4 @@ func (s *Store) Apply(ctx context.Context, step *Step, start func(ctx context.Co
 		return s.Remove(ctx, *step.Remove)
 	}
 	return errors.New("etcd: an empty step")
-}
-
-// Healthy reports whether the store answers with a majority behind it.
-func (s *Store) Healthy(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	_, err := s.client.Get(ctx, s.prefix+"health", clientv3.WithCountOnly())
-	if err != nil {
-		return unavailable(err)
-	}
-	return nil
 }

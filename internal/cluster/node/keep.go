@@ -132,6 +132,12 @@ func (s *session) followMember(ctx context.Context) {
 func (s *session) beginMember(ctx context.Context, initial string) {
 	s.mu.Lock()
 	runs := s.part.Member != nil
+	if !s.part.Noted && runs {
+		s.part.Noted = true
+		if err := s.part.saveState(); err != nil {
+			s.Log.Error("keeping the cluster's state", "err", err)
+		}
+	}
 	s.mu.Unlock()
 	if runs {
 		return
@@ -152,7 +158,7 @@ func (s *session) beginMember(ctx context.Context, initial string) {
 		}
 	}
 	s.mu.Lock()
-	s.part.Member = s.part.member(initial, true)
+	s.part.Member, s.part.Noted = s.part.member(initial, true), true
 	c := *s.part.Member
 	err := os.RemoveAll(c.Dir) // of an earlier membership
 	if err == nil {
@@ -177,9 +183,13 @@ func (s *session) startMember(ctx context.Context, c etcd.MemberConfig) {
 // endMember ends this machine's member for good: it was taken out.
 func (s *session) endMember() {
 	s.mu.Lock()
+	if s.part.Member != nil && !s.part.Noted {
+		s.mu.Unlock()
+		return // the store is to learn of it
+	}
 	cancel := s.member
 	had := s.part.Member != nil
-	s.member, s.part.Member = nil, nil
+	s.member, s.part.Member, s.part.Noted = nil, nil, false
 	var err error
 	if had {
 		err = s.part.saveState()

@@ -30,6 +30,8 @@ type part struct {
 	Peers []string `json:"peers,omitempty"`
 	// Member is set where this machine has a member of the store.
 	Member *etcd.MemberConfig `json:"member,omitempty"`
+	// Noted says that the store knows of the member: it ends when the store does not any more. A founder's begins before.
+	Noted bool `json:"noted,omitempty"`
 	// Etcd is set where the store is somebody else's etcd.
 	Etcd *externalEtcd `json:"etcd,omitempty"`
 

@@ -119,6 +119,9 @@ func (s *session) start(ctx context.Context) {
 				s.Log.Error("gossip ended", "err", err)
 			}
 		})
+		if seeds := s.part.Peers; len(seeds) > 0 { // with the store away too
+			running.Go(func() { s.join(ctx, seeds) })
+		}
 		close(ready)
 		<-ctx.Done()
 		running.Wait()
@@ -270,9 +273,14 @@ func (s *session) setMachines(ctx context.Context, all map[string]Machine) {
 		s.Log.Warn("this machine was removed from the cluster; its containers go on as they are")
 	}
 	if changed && len(seeds) > 0 {
-		if err := s.gossip.Join(ctx, seeds); err != nil && ctx.Err() == nil {
-			s.Log.Warn("no machine of the cluster answers yet; it goes on trying", "err", err)
-		}
+		s.join(ctx, seeds)
+	}
+}
+
+// join finds the others. Gossip goes on trying.
+func (s *session) join(ctx context.Context, seeds []string) {
+	if err := s.gossip.Join(ctx, seeds); err != nil && ctx.Err() == nil {
+		s.Log.Info("no machine of the cluster answers yet; it goes on trying", "err", err)
 	}
 }
 

@@ -169,7 +169,7 @@ func pool(pem string) *x509.CertPool {
 	return out
 }
 
-// settleIn waits for the store and notes this machine in it.
+// settleIn waits for the store and notes this machine in it. What was perhaps noted is noted again.
 func (n *Node) settleIn(ctx context.Context, p *part) error {
 	s, err := n.session()
 	if err != nil {
@@ -178,22 +178,27 @@ func (n *Node) settleIn(ctx context.Context, p *part) error {
 	ctx, cancel := context.WithTimeout(ctx, storeIn)
 	defer cancel()
 	for {
-		if err = s.store.Healthy(ctx); err == nil {
-			break
+		err := s.noteSelf(ctx)
+		if err == nil || api.CodeOf(err) != api.Unavailable {
+			return err
 		}
 		select {
 		case <-ctx.Done():
-			return api.Errorf(api.Unavailable, "cluster", "the store does not answer: %w", err)
+			return err
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-	if err := s.putMachine(ctx, Machine{ID: p.Node, Name: n.Name, Address: p.Address, Port: p.Port, Cert: p.identity.Cert.Raw}); err != nil {
+}
+
+func (s *session) noteSelf(ctx context.Context) error {
+	p := s.part
+	if err := s.putMachine(ctx, Machine{ID: p.Node, Name: s.Name, Address: p.Address, Port: p.Port, Cert: p.identity.Cert.Raw}); err != nil {
 		return err
 	}
 	if p.Member == nil {
 		return nil
 	}
-	_, err = s.store.Txn(ctx, nil, []agreed.Op{{Key: memberPrefix + p.Node, Value: []byte(p.Member.Initial)}})
+	_, err := s.store.Txn(ctx, nil, []agreed.Op{{Key: memberPrefix + p.Node, Value: []byte(p.Member.Initial)}})
 	return unavailable("cluster", err)
 }
 
@@ -290,22 +295,26 @@ func (p *part) forget() error {
 	return errors.Join(errs...)
 }
 
-// remove takes a machine out of the cluster: nobody speaks to it any more, and its blocks are free.
+// remove takes a machine out of the cluster: nobody speaks to it any more, and its blocks are free. Its member of the store
+// goes first: it ends when the store does not know of it any more, and until then the others count on its vote.
 func (s *session) remove(ctx context.Context, id, name string) error {
 	noun := fmt.Sprintf("node %q", name)
-	_, err := s.store.Txn(ctx, nil, []agreed.Op{{Key: nodePrefix + id}, {Key: memberPrefix + id}})
-	if err != nil {
-		return unavailable(noun, err)
-	}
-	members, err := s.store.Members(ctx)
-	if s.part.Etcd == nil && err == nil {
+	if s.part.Etcd == nil {
+		members, err := s.store.Members(ctx)
+		if err != nil {
+			return unavailable(noun, err)
+		}
 		for _, m := range members {
-			if m.Node == id && len(members) > 1 {
-				if err := s.store.Remove(ctx, m); err != nil {
-					return unavailable(noun, err)
-				}
+			if m.Node != id || len(members) == 1 {
+				continue
+			}
+			if err := s.store.Remove(ctx, m); err != nil {
+				return unavailable(noun, err)
 			}
 		}
+	}
+	if _, err := s.store.Txn(ctx, nil, []agreed.Op{{Key: nodePrefix + id}, {Key: memberPrefix + id}}); err != nil {
+		return unavailable(noun, err)
 	}
 	l := &blocks.Leases{Store: s.store}
 	return unavailable(noun, l.Reclaim(ctx, id))
