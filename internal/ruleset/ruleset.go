@@ -136,6 +136,15 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				"dnat ip6 to meta l4proto . ip6 daddr . th dport map @addrport6",
 				"fib daddr type local dnat ip6 to meta l4proto . th dport map @port6",
 			}},
+			{Name: "comes", Rules: []string{
+				"ip saddr @cluster4 jump far",
+				"ip6 saddr @cluster6 jump far",
+			}},
+			{Name: "goes", Rules: []string{
+				"meta iifgroup != @nets return",
+				"ip daddr @cluster4 jump near",
+				"ip6 daddr @cluster6 jump near",
+			}},
 			{Name: "far", Rules: []string{
 				"ip saddr vmap @far4",
 				"ip6 saddr vmap @far6",
@@ -157,7 +166,7 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 			{Name: "raw", Type: "filter", Hook: "prerouting", Priority: -300, Rules: []string{
 				"meta iifgroup @nets ip daddr 127.0.0.0/8 drop",
 				// Nothing is to be known of the outer packets: the inner ones are looked at.
-				"fib daddr type local udp dport . vxlan vni @tunnels notrack",
+				"udp dport . vxlan vni @tunnels fib daddr type local notrack",
 			}},
 			{Name: "rawout", Type: "filter", Hook: "output", Priority: -300, Rules: []string{
 				"udp dport . vxlan vni @tunnels notrack",
@@ -175,14 +184,13 @@ func Table(dnsPort uint16, relay6 bool) *kernel.Table {
 				fmt.Sprintf("iifname != \"lo\" "+guard, "tcp"),
 			}},
 			{Name: "forward", Type: "filter", Hook: "forward", Priority: 0, Rules: []string{
+				// What is most and needs no more: every look-up is paid for by every packet.
+				"meta iifgroup . meta oifgroup @intra accept",
 				// Before what is known: nobody may add to a connection between containers of two machines from beside
 				// their way, and nothing of it may leave by another.
-				"meta iifgroup != @nets ip saddr @cluster4 jump far",
-				"meta iifgroup != @nets ip6 saddr @cluster6 jump far",
-				"meta iifgroup @nets meta oifgroup != @nets ip daddr @cluster4 jump near",
-				"meta iifgroup @nets meta oifgroup != @nets ip6 daddr @cluster6 jump near",
+				"meta iifgroup != @nets jump comes",
+				"meta oifgroup != @nets jump goes",
 				"ct state established,related accept",
-				"meta iifgroup . meta oifgroup @intra accept",
 				"meta iifgroup @internal drop",
 				"meta oifgroup @internal drop",
 				"meta oifgroup @nets ct status dnat accept",

@@ -32,7 +32,7 @@ import (
 
 // rig is three hosts on one underlay, and one more that is a stranger to them, or the router between them.
 type rig struct {
-	*testing.T
+	testing.TB
 	lab   *testkit.Lab
 	hosts []*host
 	other *testkit.Host
@@ -70,9 +70,9 @@ var (
 		{name: "bridge-netfilter", v4: true, v6: true, filter: true}}
 )
 
-func newRig(t *testing.T, u underlay, networks ...fabric.Network) *rig {
+func newRig(t testing.TB, u underlay, networks ...fabric.Network) *rig {
 	testkit.Need(t, "root", "bridge", "veth", "nft", "ipv6", "vxlan")
-	r := &rig{T: t, lab: testkit.NewLab(t, 4), nets: networks}
+	r := &rig{TB: t, lab: testkit.NewLab(t, 4), nets: networks}
 	r.other = r.lab.Hosts[3]
 	for _, h := range r.lab.Hosts {
 		// The kernel asks nobody for a forwarded packet's next hop while it tries whether its own address is anybody's.
@@ -298,7 +298,7 @@ func (r *rig) meetAll(name string) {
 }
 
 // needs skips the test where the kernel lacks what a fabric is made of.
-func needs(t *testing.T, name string) {
+func needs(t testing.TB, name string) {
 	if name == wireguard.Name {
 		testkit.Need(t, "wireguard")
 	}
