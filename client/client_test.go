@@ -25,8 +25,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// The client has the engine's verbs.
+// The client has the verbs of the engine, and of the machine's part in a cluster.
 var _ httpdoor.Engine = (*client.Client)(nil)
+var _ httpdoor.Cluster = (*client.Client)(nil)
 
 // daemon is a door on a socket that can be stopped and started again.
 type daemon struct {
@@ -51,7 +52,7 @@ func (d *daemon) start() {
 		d.t.Fatal(err)
 	}
 	done := make(chan error, 1)
-	door := httpdoor.New(d.engine, httpdoor.Options{Log: slog.New(slog.DiscardHandler)})
+	door := httpdoor.New(d.engine, httpdoor.Options{Cluster: d.engine, Log: slog.New(slog.DiscardHandler)})
 	go func() { done <- httpdoor.Serve(ctx, l, door) }()
 	d.stop = func() {
 		cancel()

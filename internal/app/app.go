@@ -245,7 +245,7 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	d.engine = engine.New(engine.Config{Fabrics: builtin.Fabrics(key),
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), IPAMs: builtin.IPAMs(), Addons: builtin.Addons(), Machine: m,
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Fallback: o.DefaultNetwork, Node: o.Node,
-		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return d.docker.findings() },
+		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return append(d.docker.findings(), d.part().findings()...) },
 	}, facts)
 	if d.node, err = newNode(o, d.engine, log); err != nil {
 		return nil, err
@@ -297,7 +297,7 @@ func (d *daemon) run(ctx context.Context) error {
 		return err
 	}
 	start("API", func(ctx context.Context) error {
-		return doors.Serve(ctx, door, doors.New(d.engine, doors.Options{Log: d.log, Version: d.opts.Version}))
+		return doors.Serve(ctx, door, doors.New(whole{d.engine, d.node}, doors.Options{Cluster: d.part(), Log: d.log, Version: d.opts.Version}))
 	})
 	if l := d.docker.listen(); l != nil {
 		start("Docker's driver", func(ctx context.Context) error { return d.docker.serve(ctx, l) })

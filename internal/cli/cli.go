@@ -25,7 +25,7 @@ const exitCodes = `Exit codes:
   0  done
   1  the kernel or the daemon said no
   2  an argument or a field is wrong
-  3  there is no such network or endpoint
+  3  there is no such network, endpoint or machine
   4  it is in the way of something: it exists, it is in use, it changed meanwhile, no address is left
   5  this kernel or driver can't do that
   6  the daemon can't be reached, or says to try again
@@ -157,7 +157,7 @@ func (a *app) root() *cobra.Command {
 			"  seine status\n\n" + exitCodes,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-	}, a.runCommand(), a.networkCommand(), a.endpointCommand(), a.portsCommand(), a.statusCommand(), a.planCommand(),
+	}, a.runCommand(), a.networkCommand(), a.endpointCommand(), a.portsCommand(), a.clusterCommand(), a.nodeCommand(), a.fabricCommand(), a.statusCommand(), a.planCommand(),
 		a.checkCommand(), a.doctorCommand(), a.cniCommand(), a.dockerCommand(), a.resetCommand(), a.completionCommand(), a.versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	address := os.Getenv(socketVariable)

@@ -48,7 +48,7 @@ func newDaemon(t *testing.T) *daemon {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- httpdoor.Serve(ctx, l, httpdoor.New(d, httpdoor.Options{Log: slog.New(slog.DiscardHandler)}))
+		done <- httpdoor.Serve(ctx, l, httpdoor.New(d, httpdoor.Options{Cluster: d, Log: slog.New(slog.DiscardHandler)}))
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -75,6 +75,8 @@ func (d *daemon) seine(t *testing.T, args ...string) (stdout, stderr string, cod
 //	@state NETWORK/NAME STATE CAUSE  what its status says
 //	@fail VERB CODE MESSAGE          what an engine's verb answers from now on; "@fail" ends that
 //	@change OP OBJECT|WAS|OWNER      a difference that plans show
+//	@away WHY                        the cluster's store does not answer
+//	@path NETWORK|NODE|FABRIC|REASON|ERROR
 //	@finding LEVEL|TOPIC|FOUND|DONE  what the doctor says
 func TestSessions(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.session")
@@ -174,6 +176,11 @@ func (d *daemon) directive(t *testing.T, line string) {
 	case "change":
 		p := append(strings.Split(rest[2:], "|"), "", "")
 		d.Changes = append(d.Changes, api.Change{Op: rest[:1], Object: p[0], Was: p[1], Owner: p[2]})
+	case "away":
+		d.StoreAway(rest)
+	case "path":
+		p := append(strings.Split(rest, "|"), "", "")
+		d.Ways = append(d.Ways, api.Path{Network: p[0], Node: p[1], Fabric: p[2], Reason: p[3], Error: p[4]})
 	case "finding":
 		p := append(strings.Split(rest, "|"), "")
 		d.Findings = append(d.Findings, api.Finding{Level: p[0], Topic: p[1], Found: p[2], Done: p[3]})
@@ -267,6 +274,11 @@ func TestCompletion(t *testing.T) {
 		{"check ''", "a b a/db a/web b/web"},
 		{"run --network ''", "a b"},
 		{"network ls -o ''", "table json yaml name"},
+		{"network set a --fabric ''", "auto hostgw vxlan wireguard"},
+		{"network create x --scope ''", "node cluster"},
+		{"node inspect ''", "n1"},
+		{"node rm n1 ''", ""},
+		{"cluster join ''", ""},
 		{"completion ''", "bash zsh fish"},
 	} {
 		out, _, code := d.seine(t, append([]string{"__complete"}, words(c.line)...)...)

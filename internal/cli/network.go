@@ -29,6 +29,8 @@ type networkFlags struct {
 	labels, ipamOptions              []string
 	ipv4, ipv6, internal, icc, masqu bool
 	mtu                              int
+	scope, fabric                    string
+	encrypt, broadcast               bool
 }
 
 func (f *networkFlags) register(cmd *cobra.Command) {
@@ -50,7 +52,14 @@ func (f *networkFlags) register(cmd *cobra.Command) {
 	fl.StringArrayVar(&f.options, "opt", nil, "`KEY=VALUE` for the driver, such as parent=eth0; may be repeated (seine network drivers NAME)")
 	fl.StringVar(&f.ipam, "ipam", "", "`NAME` of who gives out addresses: docker:PLUGIN (default the daemon)")
 	fl.StringArrayVar(&f.ipamOptions, "ipam-opt", nil, "`KEY=VALUE` for the IPAM plugin; may be repeated")
+	fl.StringVar(&f.scope, "scope", "", "who knows the network: node or cluster (default cluster for a bridge, on a machine that is in one)")
+	fl.StringVar(&f.fabric, "fabric", "", "`NAME` of how packets get to other machines: auto, hostgw, vxlan, wireguard (default auto)")
+	fl.BoolVar(&f.encrypt, "encrypt", false, "encrypt packets between machines")
+	fl.BoolVar(&f.broadcast, "broadcast", false, "carry broadcast and multicast between machines")
 	fl.StringArrayVarP(&f.labels, "label", "l", nil, "`KEY=VALUE` of your own; may be repeated")
+	for flag, values := range map[string][]string{"scope": {"node", "cluster"}, "fabric": {"auto", "hostgw", "vxlan", "wireguard"}} {
+		_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)) // the flags are there
+	}
 }
 
 // apply puts the flags that were given into a network.
@@ -81,6 +90,18 @@ func (f *networkFlags) apply(cmd *cobra.Command, n *api.Network) error {
 	}
 	if given("masquerade") {
 		n.Masquerade = &f.masqu
+	}
+	if given("scope") {
+		n.Scope = api.Scope(f.scope)
+	}
+	if given("fabric") {
+		n.Fabric = f.fabric
+	}
+	if given("encrypt") {
+		n.Encrypt = f.encrypt
+	}
+	if given("broadcast") {
+		n.Broadcast = f.broadcast
 	}
 	if given("ipv4") || given("ipv6") {
 		switch {
@@ -252,6 +273,18 @@ func networkNotes(n api.Network) []string {
 	var notes []string
 	if len(n.Aliases) > 0 {
 		notes = append(notes, "also "+strings.Join(n.Aliases, ", "))
+	}
+	if n.Scope == api.ClusterScope {
+		notes = append(notes, "cluster")
+	}
+	if n.Fabric != "" {
+		notes = append(notes, "fabric "+n.Fabric)
+	}
+	if n.Encrypt {
+		notes = append(notes, "encrypted")
+	}
+	if n.Broadcast {
+		notes = append(notes, "broadcast")
 	}
 	if n.Internal {
 		notes = append(notes, "internal")

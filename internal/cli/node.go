@@ -232,12 +232,14 @@ func (a *app) resetCommand() *cobra.Command {
 		Use:   "reset",
 		Short: "Remove all that is Seine's from this machine",
 		Long: "Remove all endpoints, all networks and all that is Seine's in the kernel, and put back the settings of the machine that\n" +
-			"were changed. Programs that run go on without a network. The daemon goes on too.",
+			"were changed. Programs that run go on without a network. The daemon goes on too. A machine that is in a cluster leaves it\n" +
+			"first; where the cluster's store does not answer, another machine has to remove this one (seine node rm).",
 		Args: exactArgs(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := a.confirmReset(yes); err != nil {
 				return err
 			}
+			a.warnOfAway(cmd.Context())
 			err := a.ask(cmd.Context(), "removing all that is Seine's", func(ctx context.Context, c *client.Client) error { return c.Reset(ctx) })
 			if err != nil {
 				return err
@@ -251,6 +253,17 @@ func (a *app) resetCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&yes, "yes", "y", false, "don't ask")
 	return cmd
+}
+
+// warnOfAway says what a reset can't do for the other machines of a cluster whose store does not answer.
+func (a *app) warnOfAway(ctx context.Context) {
+	c, err := a.client()
+	if err != nil {
+		return // who asks next says so
+	}
+	if in, err := c.Cluster(ctx); err == nil && in.StoreError != "" {
+		fmt.Fprintf(a.Err, "seine: cluster %s can't be told that this machine leaves (%s); want `seine node rm` of it on another machine\n", in.Name, in.StoreError)
+	}
 }
 
 func (a *app) confirmReset(yes bool) error {

@@ -185,7 +185,7 @@ func TestHosts(t *testing.T) {
 		t.Error(err)
 	}
 	c.until("the removal", func() bool { n, _ := c.node.Nodes(t.Context()); return len(n) == 2 })
-	if err := c.node.Leave(t.Context()); err != nil {
+	if err := c.node.Leave(t.Context(), false); err != nil {
 		t.Error(err)
 	}
 	if ep := must(c.engine.Endpoint(t.Context(), "shop", "web-c"))(t); ep.Status.State != api.Attached {

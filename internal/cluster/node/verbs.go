@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -73,6 +74,17 @@ func ownAddress(given netip.Addr, to string) (netip.Addr, error) {
 	return a.Addr().Unmap(), err
 }
 
+// firstPort gives the first of the machine's four ports.
+func firstPort(given uint16) (uint16, error) {
+	if given == 0 {
+		return api.ClusterPort, nil
+	}
+	if given > math.MaxUint16-peerPort {
+		return 0, api.FieldError("cluster", "port", given, "has no three ports after it", fmt.Sprintf("1 to %d", math.MaxUint16-peerPort))
+	}
+	return given, nil
+}
+
 // Init founds a cluster, of which this machine is the first. Its networks become the cluster's, but for those with scope
 // "node"; what is attached goes on.
 func (n *Node) Init(ctx context.Context, q api.ClusterInit) (api.Cluster, error) {
@@ -81,14 +93,14 @@ func (n *Node) Init(ctx context.Context, q api.ClusterInit) (api.Cluster, error)
 	if err := n.free(); err != nil {
 		return api.Cluster{}, err
 	}
-	p := &part{dir: n.Dir, Cluster: q.Name, ID: newID(), Node: newID(), Port: q.Port}
+	p := &part{dir: n.Dir, Cluster: q.Name, ID: newID(), Node: newID()}
 	if p.Cluster == "" {
 		p.Cluster = "default"
 	}
-	if p.Port == 0 {
-		p.Port = api.ClusterPort
-	}
 	var err error
+	if p.Port, err = firstPort(q.Port); err != nil {
+		return api.Cluster{}, err
+	}
 	if p.Address, err = ownAddress(q.Address, ""); err != nil {
 		return api.Cluster{}, err
 	}
@@ -237,11 +249,11 @@ func (n *Node) Join(ctx context.Context, q api.ClusterJoin) (api.Cluster, error)
 	if _, _, err := net.SplitHostPort(q.Address); err != nil {
 		q.Address = net.JoinHostPort(strings.Trim(q.Address, "[]"), strconv.Itoa(api.ClusterPort))
 	}
-	p := &part{dir: n.Dir, Node: newID(), Port: q.Port}
-	if p.Port == 0 {
-		p.Port = api.ClusterPort
-	}
+	p := &part{dir: n.Dir, Node: newID()}
 	var err error
+	if p.Port, err = firstPort(q.Port); err != nil {
+		return api.Cluster{}, err
+	}
 	if p.Address, err = ownAddress(q.Self, q.Address); err != nil {
 		return api.Cluster{}, err
 	}
@@ -259,8 +271,8 @@ func (n *Node) Join(ctx context.Context, q api.ClusterJoin) (api.Cluster, error)
 }
 
 // Leave takes this machine out of its cluster. Networks of the cluster that have endpoints here stay for as long as they do,
-// on this machine alone.
-func (n *Node) Leave(ctx context.Context) error {
+// on this machine alone. With force it goes though the cluster's store can't be told: another machine has to remove it then.
+func (n *Node) Leave(ctx context.Context, force bool) error {
 	n.verbs.Lock()
 	defer n.verbs.Unlock()
 	s, err := n.session()
@@ -271,8 +283,10 @@ func (n *Node) Leave(ctx context.Context) error {
 	id, name, others := s.part.Node, n.Name, len(s.machines) > 1
 	s.mu.Unlock()
 	if others {
-		if err := s.remove(ctx, id, name); err != nil {
+		if err := s.remove(ctx, id, name); err != nil && !force {
 			return err
+		} else if err != nil {
+			n.Log.Warn("the cluster does not know that this machine leaves; want `seine node rm` of it on another one", "err", err)
 		}
 	}
 	if err := s.gossip.Leave(ctx); err != nil {

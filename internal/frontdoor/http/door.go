@@ -52,8 +52,10 @@ type Engine interface {
 	Watch(ctx context.Context, since uint64) (<-chan api.Event, error)
 }
 
-// Options are what a Door can be told; the zero value is good.
+// Options are what a Door can be told; but for Cluster the zero value is good.
 type Options struct {
+	// Cluster is behind the paths of clusters, nodes and fabrics, which must not be asked for without it.
+	Cluster Cluster
 	// Log gets the access log at debug level and panics at error level. Default: slog.Default().
 	Log *slog.Logger
 	// Version is the daemon's, for the header Server. Default: "dev".

@@ -151,6 +151,42 @@ var story = []exchange{
 	{"DELETE", "/v1/node", "", "", 204, ``},
 	{"GET", "/v1/node", "", "", 200, `"networks":0`},
 
+	{"GET", "/v1/nodes", "", "", 200, `"name":"n1"`},
+	{"GET", "/v1/cluster", "", "", 409, `is in none`},
+	{"POST", "/v1/cluster/token", "", "", 409, ``},
+	{"DELETE", "/v1/cluster", "", "", 409, ``},
+	{"POST", "/v1/nodes/n1/drain", "", "", 409, ``},
+	{"POST", "/v1/cluster", "", "", 415, ``},
+	{"POST", "/v1/cluster", "", `{"port":"x"}`, 400, `"field":"port"`},
+	{"POST", "/v1/cluster", "", `{"name":"` + strings.Repeat("x", maxBody) + `"}`, 413, ``},
+	{"POST", "/v1/cluster", "", `{"name":"lab","address":"192.0.2.1","etcd":["https://e:2379"]}`, 200, `"store":"etcd","endpoints":["https://e:2379"]`},
+	{"POST", "/v1/cluster", "", `{}`, 409, `leave it first`},
+	{"GET", "/v1/cluster", "", "", 200, `"name":"lab"`},
+	{"POST", "/v1/cluster/token?rotate=true", "", "", 200, `"token":"`},
+	{"POST", "/v1/cluster/token?rotate=perhaps", "", "", 400, `"field":"rotate"`},
+	{"POST", "/v1/cluster/token?force=true", "", "", 400, `"field":"force"`},
+	{"GET", "/v1/cluster?force=true", "", "", 400, `"field":"force"`},
+	{"POST", "/v1/nodes/n1/drain", "", "", 204, ``},
+	{"GET", "/v1/nodes/n1", "", "", 200, `"drained":true`},
+	{"GET", "/v1/nodes/id-n1", "", "", 200, `"name":"n1"`},
+	{"POST", "/v1/nodes/n1/undrain", "", "", 204, ``},
+	{"GET", "/v1/nodes/zz", "", "", 404, `node \"zz\"`},
+	{"DELETE", "/v1/nodes/n1", "", "", 409, `this machine`},
+	{"DELETE", "/v1/nodes/n2", "", "", 409, `"code":"in-use"`},
+	{"DELETE", "/v1/nodes/n2?force=1x", "", "", 400, `"field":"force"`},
+	{"DELETE", "/v1/nodes/n2?force=true", "", "", 204, ``},
+	{"DELETE", "/v1/nodes/n2", "", "", 404, ``},
+	{"GET", "/v1/fabric/paths", "", "", 200, `"fabric":"vxlan"`},
+	{"DELETE", "/v1/cluster?force=maybe", "", "", 400, `"field":"force"`},
+	{"DELETE", "/v1/cluster?force=true", "", "", 204, ``},
+	{"POST", "/v1/cluster/join", "", `{"address":"192.0.2.1","tokn":"x"}`, 400, `"field":"tokn"`},
+	{"POST", "/v1/cluster/join", "", "", 415, ``},
+	{"POST", "/v1/cluster/join", "", `{"token":"` + strings.Repeat("x", maxBody) + `"}`, 413, ``},
+	{"POST", "/v1/cluster/join", "", `{"address":"192.0.2.1","token":"good"}`, 200, `"name":"joined"`},
+	{"POST", "/v1/cluster/join", "", `{"address":"192.0.2.1","token":"good"}`, 409, ``},
+	{"DELETE", "/v1/cluster", "", "", 204, ``},
+	{"GET", "/v1/cluster/join", "", "", 405, `"want":"POST"`},
+
 	{"GET", "/", "", "", 404, `"code":"not-found"`},
 	{"GET", "/v1", "", "", 404, ``},
 	{"GET", "/v1/networks/", "", "", 404, ``},
@@ -172,7 +208,8 @@ func TestStory(t *testing.T) {
 	fake := fakeengine.New()
 	fake.Findings = []api.Finding{{Level: "note", Topic: "forward-chain", Found: "a chain drops", Done: "it accepts now"}}
 	fake.Changes = []api.Change{{Op: "~", Object: "link sn-a mtu 1500", Was: "link sn-a mtu 1400", Owner: "network/a"}, {Op: "-", Object: "link sn-old"}}
-	h := newConformer(t, New(fake, Options{Log: quiet}))
+	fake.Ways = []api.Path{{Network: "a", Node: "n2", Fabric: "vxlan", Reason: "it is the first choice"}}
+	h := newConformer(t, New(fake, Options{Log: quiet, Cluster: fake}))
 	for _, x := range story {
 		rec := x.run(t, h)
 		if rec.Code == 405 && rec.Header().Get("Allow") == "" {
@@ -203,13 +240,13 @@ func (c *conformer) runRefusals(fake *fakeengine.Engine) {
 					continue
 				}
 				fake.Fail = func(verb string) error {
-					if (method == "put") == strings.HasPrefix(verb, "Put") {
+					if method != "put" || strings.HasPrefix(verb, "Put") {
 						return fmt.Errorf("outer: %w", api.Errorf(code, "noun", "on purpose"))
 					}
 					return nil
 				}
-				x := exchange{method: strings.ToUpper(method), path: strings.NewReplacer("{network}", "a", "{name}", "b").Replace(tmpl), status: code.HTTPStatus()}
-				if method == "put" {
+				x := exchange{method: strings.ToUpper(method), path: strings.NewReplacer("{network}", "a", "{name}", "b", "{node}", "n1").Replace(tmpl), status: code.HTTPStatus()}
+				if op.RequestBody != nil {
 					x.body = "{}"
 				}
 				rec := httptest.NewRecorder()

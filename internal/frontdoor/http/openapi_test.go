@@ -305,20 +305,19 @@ func TestDocumentHasEveryRoute(t *testing.T) {
 		for m := range r.methods {
 			want = append(want, m+" "+r.path)
 		}
-		if r.methods["GET"] == nil {
-			continue
-		}
-		op, _ := doc.operation(t, "GET", r.path)
-		var query []string
-		if op != nil {
-			for _, p := range op.Parameters {
-				if p.In == "query" {
-					query = append(query, p.Name)
+		for m := range r.methods {
+			op, _ := doc.operation(t, m, r.path)
+			var query []string
+			if op != nil {
+				for _, p := range op.Parameters {
+					if p.In == "query" {
+						query = append(query, p.Name)
+					}
 				}
 			}
-		}
-		if !slices.Equal(query, r.query) {
-			t.Errorf("GET %s: documented query %q, the route has %q", r.path, query, r.query)
+			if !slices.Equal(query, r.query[m]) {
+				t.Errorf("%s %s: documented query %q, the route has %q", m, r.path, query, r.query[m])
+			}
 		}
 	}
 	for tmpl, item := range doc.Paths {
@@ -345,7 +344,9 @@ var schemaTypes = map[string]reflect.Type{
 	"Finding": reflect.TypeFor[api.Finding](), "Event": reflect.TypeFor[api.Event](), "Error": reflect.TypeFor[api.Error](),
 	"ErrorBody": reflect.TypeFor[api.ErrorBody](), "NetworkList": reflect.TypeFor[api.List[api.Network]](),
 	"EndpointList": reflect.TypeFor[api.List[api.Endpoint]](), "PublishedPortList": reflect.TypeFor[api.List[api.PublishedPort]](),
-	"FindingList": reflect.TypeFor[api.List[api.Finding]](),
+	"FindingList": reflect.TypeFor[api.List[api.Finding]](), "Cluster": reflect.TypeFor[api.Cluster](), "ClusterInit": reflect.TypeFor[api.ClusterInit](),
+	"ClusterJoin": reflect.TypeFor[api.ClusterJoin](), "ClusterToken": reflect.TypeFor[api.ClusterToken](), "Path": reflect.TypeFor[api.Path](),
+	"NodeList": reflect.TypeFor[api.List[api.Node]](), "PathList": reflect.TypeFor[api.List[api.Path]](),
 }
 
 // TestSchemasAreTheTypes holds every schema to its Go type: the same fields, of the same type, required exactly where

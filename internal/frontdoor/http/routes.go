@@ -21,14 +21,14 @@ type handler func(http.ResponseWriter, *http.Request) error
 // route is one path with what can be done to it.
 type route struct {
 	path string
-	// query are the parameters that a GET takes.
-	query   []string
+	// query are the parameters that each method takes.
+	query   map[string][]string
 	methods map[string]handler
 }
 
 // routes is all that the door serves. HEAD goes with GET.
 func (d *Door) routes() []route {
-	return []route{
+	return append([]route{
 		{"/v1/networks", nil, map[string]handler{"GET": d.networks}},
 		{"/v1/networks/{network}", nil, map[string]handler{"GET": d.network, "PUT": d.putNetwork, "DELETE": d.deleteNetwork}},
 		{"/v1/networks/{network}/endpoints", nil, map[string]handler{"GET": d.endpoints}},
@@ -37,11 +37,11 @@ func (d *Door) routes() []route {
 		{"/v1/endpoints/{name}", nil, map[string]handler{"PUT": d.putOnDefault}},
 		{"/v1/ports", nil, map[string]handler{"GET": d.ports}},
 		{"/v1/node", nil, map[string]handler{"GET": d.node, "DELETE": d.reset}},
-		{"/v1/plan", []string{"owner"}, map[string]handler{"GET": d.plan}},
+		{"/v1/plan", map[string][]string{"GET": {"owner"}}, map[string]handler{"GET": d.plan}},
 		{"/v1/doctor", nil, map[string]handler{"GET": d.doctor}},
-		{"/v1/watch", []string{"since"}, map[string]handler{"GET": d.watch}},
+		{"/v1/watch", map[string][]string{"GET": {"since"}}, map[string]handler{"GET": d.watch}},
 		{"/v1/openapi.json", nil, map[string]handler{"GET": d.openAPI}},
-	}
+	}, d.clusterRoutes()...)
 }
 
 // serve finds the method's handler and answers its error.
@@ -62,7 +62,7 @@ func (d *Door) serve(w http.ResponseWriter, r *http.Request, to route) {
 			api.FieldError(fmt.Sprintf("path %q", r.URL.Path), "method", r.Method, "can't be used here", strings.Join(allow, ", "))})
 		return
 	}
-	err := checkQuery(r, to.query)
+	err := checkQuery(r, to.query[method])
 	if err == nil {
 		err = h(w, r)
 	}

@@ -23,6 +23,8 @@ type Engine struct {
 	// Findings and Changes are what Doctor and Plan give; Changes are filtered by owner.
 	Findings []api.Finding
 	Changes  []api.Change
+	// Ways are what Paths gives.
+	Ways []api.Path
 
 	mu        sync.Mutex
 	revision  uint64
@@ -32,6 +34,8 @@ type Engine struct {
 	history   []api.Event
 	changed   chan struct{} // closed and replaced with every event
 	hosts     byte
+	joined    *api.Cluster
+	machines  []api.Node // of the cluster, by name
 }
 
 // New makes an engine without nouns.
