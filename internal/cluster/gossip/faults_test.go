@@ -462,13 +462,14 @@ func TestConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, f := range map[string]func(*Config){
-		"node":    func(c *Config) { c.Node = "" },
-		"epoch":   func(c *Config) { c.Epoch = 0 },
-		"keys":    func(c *Config) { c.Keys = nil },
-		"keys[1]": func(c *Config) { c.Keys = [][]byte{testKey, {1}} },
-		"cluster": func(c *Config) { c.Cluster = strings.Repeat("x", 65) },
-		"bind":    func(c *Config) { c.Bind = netip.AddrPort{} },
-		"forget":  func(c *Config) { c.Forget = -1 },
+		"node":      func(c *Config) { c.Node = "" },
+		"epoch":     func(c *Config) { c.Epoch = 0 },
+		"keys":      func(c *Config) { c.Keys = nil },
+		"keys[1]":   func(c *Config) { c.Keys = [][]byte{testKey, {1}} },
+		"cluster":   func(c *Config) { c.Cluster = strings.Repeat("x", 65) },
+		"bind":      func(c *Config) { c.Bind = netip.AddrPort{} },
+		"advertise": func(c *Config) { c.Bind = netip.MustParseAddrPort("[::]:0") },
+		"forget":    func(c *Config) { c.Forget = -1 },
 	} {
 		c := good
 		f(&c)

@@ -59,8 +59,8 @@ type Config struct {
 	Cluster string
 	// Bind is the address to listen on; port 0 takes DefaultPort.
 	Bind netip.AddrPort
-	// Advertise is what others are told to send to; without an address, Bind's, or the first private address of this
-	// machine if that is unspecified; port 0 is Bind's.
+	// Advertise is what others are told to send to; without an address, Bind's, or the first private IPv4 address of this
+	// machine if that is 0.0.0.0; port 0 is Bind's.
 	Advertise netip.AddrPort
 	// Keys are one or two secrets of 16, 24 or 32 bytes (AES-GCM) that all nodes share. The first encrypts, both decrypt.
 	Keys [][]byte
@@ -98,6 +98,9 @@ func (c *Config) validate() error {
 	}
 	if c.Transport == nil && !c.Bind.Addr().IsValid() {
 		return fmt.Errorf("node %q: bind: there is no address; want one to listen on", c.Node)
+	}
+	if b := c.Bind.Addr(); c.Transport == nil && b.Is6() && b.IsUnspecified() && !c.Advertise.Addr().IsValid() {
+		return fmt.Errorf("node %q: advertise: there is no address; want one, since bind is every IPv6 address", c.Node)
 	}
 	if c.Forget < 0 {
 		return fmt.Errorf("node %q: forget: is %v; want 0 or more", c.Node, c.Forget)
@@ -200,14 +203,13 @@ func (g *Gossip) Delete(network, key string) {
 func (g *Gossip) Subscribe(networks []string) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	before := len(g.table.Networks())
 	tell, gone, err := g.table.Subscribe(networks)
 	if err != nil {
 		return fmt.Errorf("node %q: %w", g.conf.Node, err)
 	}
 	g.tell(tell...)
 	g.report(gone)
-	if before != len(networks) || len(tell) > 0 {
+	if len(tell) > 0 {
 		g.askSome()
 	}
 	return nil

@@ -110,6 +110,7 @@ func (c *cluster) start(n *node) {
 		}
 		<-watched
 	}()
+	<-g.ready
 	first := c.nodes[0]
 	if first == n && len(c.nodes) > 1 && c.nodes[1].cancel != nil {
 		first = c.nodes[1] // a restart

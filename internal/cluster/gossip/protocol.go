@@ -341,14 +341,15 @@ func (g *Gossip) roots() []post {
 	return out
 }
 
-// rootsFor sums up the networks that a peer is to be asked about and takes part in, as many as a packet holds.
+// rootsFor sums up the networks that a peer is to be asked about (all, if it is not) and takes part in, as many as a
+// packet holds.
 func (g *Gossip) rootsFor(to string) *table.Message {
 	m := &table.Message{Type: table.Roots}
 	networks := g.asks[to]
-	if networks == nil {
-		networks = map[string]bool{"": true}
-	}
-	for n := range networks {
+	for _, n := range append(g.table.Networks(), "") {
+		if networks != nil && !networks[n] {
+			continue
+		}
 		if g.table.Shares(n, to) && len(m.Roots) < g.room()/16 {
 			m.Roots = append(m.Roots, g.table.Root(n))
 		}

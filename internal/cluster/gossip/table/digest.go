@@ -33,24 +33,31 @@ type Want struct {
 	Epoch, From, Seen uint64
 }
 
+// touch notes that a stream has changed, and so its bucket.
+func (n *network) touch(origin string, s *stream) { n.touched[origin] = s }
+
+// drop removes a stream.
+func (n *network) drop(origin string) {
+	if s := n.streams[origin]; s != nil {
+		n.buckets[s.bucket] ^= s.digest
+		delete(n.streams, origin)
+		delete(n.touched, origin)
+	}
+}
+
 // sums brings the buckets up to date.
 func (n *network) sums() *[Buckets]uint64 {
-	if !n.stale {
-		return &n.buckets
-	}
-	n.stale = false
-	clear(n.buckets[:])
-	for origin, s := range n.streams {
+	for origin, s := range n.touched {
 		if s.main == nil {
 			continue
 		}
-		if s.stale {
-			b := binary.BigEndian.AppendUint64([]byte(origin), s.main.epoch)
-			b = binary.BigEndian.AppendUint64(b, s.main.have)
-			s.digest, s.stale = digest(binary.BigEndian.AppendUint64(b, s.main.digest())), false
-		}
-		n.buckets[s.bucket] ^= s.digest
+		b := binary.BigEndian.AppendUint64([]byte(origin), s.main.epoch)
+		b = binary.BigEndian.AppendUint64(b, s.main.have)
+		sum := digest(binary.BigEndian.AppendUint64(b, s.main.digest()))
+		n.buckets[s.bucket] ^= s.digest ^ sum
+		s.digest = sum
 	}
+	clear(n.touched)
 	return &n.buckets
 }
 
@@ -125,13 +132,15 @@ func (t *Table) Compare(name string, mask uint64, heads []Head) Difference {
 	if n == nil {
 		return d
 	}
-	seen := make(map[string]bool, len(heads))
+	n.serial++
 	for _, h := range heads {
-		seen[h.Origin] = true
+		s := n.streams[h.Origin]
+		if s != nil {
+			s.seen = n.serial
+		}
 		if h.Epoch <= t.graves[h.Origin] {
 			continue
 		}
-		s := n.streams[h.Origin]
 		if s == nil || s.main == nil {
 			d.Wants = append(d.Wants, Want{Origin: h.Origin})
 			continue
@@ -149,7 +158,7 @@ func (t *Table) Compare(name string, mask uint64, heads []Head) Difference {
 		}
 	}
 	for origin, s := range n.streams {
-		if !seen[origin] && s.main != nil && mask&(1<<s.bucket) != 0 {
+		if s.seen != n.serial && s.main != nil && mask&(1<<s.bucket) != 0 {
 			d.Offers = append(d.Offers, Want{Origin: origin})
 		}
 	}

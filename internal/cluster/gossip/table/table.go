@@ -37,15 +37,16 @@ type network struct {
 	streams map[string]*stream  // by origin
 	parts   map[string]struct{} // other nodes that take part; unused for network ""
 	buckets [Buckets]uint64
-	stale   bool // buckets have to be computed again
+	touched map[string]*stream // by origin: those that buckets are to be brought up to date about
+	serial  uint64             // of the last Compare
 }
 
 type stream struct {
 	main   *view // what is told to the caller; nil until there is something
 	staged *view // a full copy that is being built to take the place of main
 	bucket int
-	digest uint64
-	stale  bool
+	digest uint64 // what is in the bucket of it
+	seen   uint64 // in which Compare it was
 }
 
 // New makes a table for a node. The epoch has to be greater than at any earlier start of the node; if it is not after
@@ -67,7 +68,7 @@ func New(node string, epoch uint64, s Signer) (*Table, error) {
 func (t *Table) Epoch() uint64 { return t.self.Epoch }
 
 func (t *Table) carry(name string) {
-	n := &network{id: digest([]byte(name)), streams: map[string]*stream{}, parts: map[string]struct{}{}, stale: true}
+	n := &network{id: digest([]byte(name)), streams: map[string]*stream{}, parts: map[string]struct{}{}, touched: map[string]*stream{}}
 	t.nets[name], t.ids[n.id] = n, name
 }
 
@@ -126,12 +127,10 @@ func (t *Table) write(network, key string, data []byte, del bool) *Chunk {
 	}
 	v.set(r, t.gen)
 	v.have = t.self.Count
-	t.touch(n, s)
+	n.touch(t.name, s)
 	c.Seen, c.Last, c.Records = v.have, v.have, []Record{r}
 	return c
 }
-
-func (t *Table) touch(n *network, s *stream) { n.stale, s.stale = true, true }
 
 // Networks gives the networks that this node takes part in, by name.
 func (t *Table) Networks() []string {
@@ -278,7 +277,7 @@ func (t *Table) Apply(c *Chunk) (Result, error) {
 	res, err := t.take(n, s, c)
 	if err == nil && res.Fresh {
 		n.streams[c.Origin] = s
-		t.touch(n, s)
+		n.touch(c.Origin, s)
 	}
 	return res, err
 }
@@ -403,8 +402,7 @@ func (t *Table) recount(origin, name string) []Change {
 	if old == nil || old.main == nil || !t.ended(origin, name, old.main.entries[birthKey].Version) {
 		return nil
 	}
-	delete(n.streams, origin)
-	n.stale = true
+	n.drop(origin)
 	return t.told(changes(old.main, nil))
 }
 
@@ -427,7 +425,7 @@ func (t *Table) outdone(c *Chunk) (Result, error) {
 	old := map[string][]*entry{}
 	for name, n := range t.nets {
 		old[name] = n.streams[t.name].main.after(0)
-		delete(n.streams, t.name)
+		n.drop(t.name)
 	}
 	// "" first: there it says in which networks it takes part.
 	for _, name := range slices.Sorted(maps.Keys(t.nets)) {
@@ -454,8 +452,7 @@ func (t *Table) Forget(node string) []Change {
 			if s.main != nil {
 				t.graves[node] = max(t.graves[node], s.main.epoch)
 			}
-			delete(n.streams, node)
-			n.stale = true
+			n.drop(node)
 			all = append(all, t.told(changes(s.main, nil))...)
 		}
 	}

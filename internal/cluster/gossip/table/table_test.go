@@ -1,6 +1,7 @@
 package table
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -696,6 +697,16 @@ func (w *world) settle() {
 		}
 	}
 	for _, n := range w.nodes {
+		for _, network := range append(slices.Clone(n.nets), "") {
+			var sum uint64
+			for _, h := range n.Heads(network, All) {
+				b := binary.BigEndian.AppendUint64([]byte(h.Origin), h.Epoch)
+				sum ^= digest(binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(b, h.Have), h.Hash))
+			}
+			if r := n.Root(network); r.Sum != sum {
+				w.t.Errorf("%s: the root of %q is %x, but of all heads %x", n.name, network, r.Sum, sum)
+			}
+		}
 		for _, network := range n.nets {
 			for _, h := range n.Heads(network, All) {
 				for _, o := range w.nodes {
