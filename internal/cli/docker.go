@@ -51,6 +51,7 @@ func (a *app) dockerImportCommand() *cobra.Command {
 			"  docker network inspect $(docker network ls -q) >networks.json\n" +
 			"  docker network rm shop\n" +
 			"  seine docker import --from networks.json --yes shop",
+		Args:              cobra.ArbitraryArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			text, err := a.inspectDocker(cmd.Context(), socket, from)

@@ -242,7 +242,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := fmt.Sprintf("web\n# by seine run\nnameserver 10.1.0.1\nnameserver fd00:1::1\nnameserver 10.2.0.1\nnet:[%d]\n", st.Sys().(*syscall.Stat_t).Ino)
+	want := fmt.Sprintf("web\n# by seine run\nnameserver 10.1.0.1\nnameserver fd00:1::1\nnameserver 10.2.0.1\noptions ndots:0\nnet:[%d]\n", st.Sys().(*syscall.Stat_t).Ino)
 	if code != 0 || joined != want || !strings.HasSuffix(errs, " is in the network namespace of web\n") {
 		t.Errorf("%d %s\n got %s\nwant %s", code, errs, joined, want)
 	}
@@ -252,7 +252,7 @@ func TestRun(t *testing.T) {
 	if code := b.wait(t, d); code != 5 {
 		t.Errorf("exit code %d", code)
 	}
-	want = fmt.Sprintf("typed\nh1\n10.1.0.9 h1 web\n%s h1 web\n%s h1 web\n%s h1 web\n# by seine run\nnameserver 10.1.0.1\nnameserver fd00:1::1\nnameserver 10.2.0.1\nup\n",
+	want = fmt.Sprintf("typed\nh1\n10.1.0.9 h1 web\n%s h1 web\n%s h1 web\n%s h1 web\n# by seine run\nnameserver 10.1.0.1\nnameserver fd00:1::1\nnameserver 10.2.0.1\noptions ndots:0\nup\n",
 		first.Addresses[1], second.Addresses[0], second.Addresses[1])
 	if b.out.String() != want {
 		t.Errorf("\n got %s\nwant %s", b.out, want)

@@ -169,7 +169,9 @@ func (r *Reconciler) Turn(ctx context.Context) {
 	now := time.Now()
 	if full || !r.laterAt.After(now) {
 		for _, k := range r.later {
-			dirty[k] = dirty[k] // with or without a look, as it was
+			if _, due := dirty[k]; !due { // with or without a look, as it was
+				dirty[k] = false
+			}
 		}
 		r.later = nil
 	}

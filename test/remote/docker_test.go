@@ -38,7 +38,6 @@ type other struct {
 	name   string
 	store  *state.Store
 	server *http.Server
-	stop   func()
 	door   http.Handler
 	rig    *rig
 

@@ -47,7 +47,7 @@ func config(a *pki.Authority, id *pki.Identity, skew time.Duration) *pki.Config 
 }
 
 // talk connects a client to a server and gives what each of them says.
-func talk(t *testing.T, server, client *tls.Config) (asServer, asClient error, peer string) {
+func talk(t *testing.T, server, client *tls.Config) (peer string, asServer, asClient error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -74,7 +74,8 @@ func talk(t *testing.T, server, client *tls.Config) (asServer, asClient error, p
 		_, err = c.Read(make([]byte, 1)) // a refused client certificate is told here (RFC 8446 section 4.4.2)
 		c.Close()
 	}
-	return <-done, err, peer
+	asServer = <-done // peer is told by then
+	return peer, asServer, err
 }
 
 func TestMutualTLS(t *testing.T) {
@@ -97,7 +98,7 @@ func TestMutualTLS(t *testing.T) {
 		{"over", config(a, n1, 0).Server(false), config(a, identity(t, a, "n2", now.Add(-2*pki.NodeLife)), 0).Client("n1"), true},
 	}
 	for _, c := range cases {
-		s, cl, peer := talk(t, c.server, c.client)
+		peer, s, cl := talk(t, c.server, c.client)
 		if failed := s != nil || cl != nil; failed != c.fails {
 			t.Errorf("%s: server says %v, client says %v", c.name, s, cl)
 		}
@@ -107,7 +108,7 @@ func TestMutualTLS(t *testing.T) {
 	}
 	removed := config(a, n1, 0)
 	removed.Member = func(id string) bool { return id != "n2" }
-	if s, _, _ := talk(t, removed.Server(false), config(a, n2, 0).Client("n1")); s == nil {
+	if _, s, _ := talk(t, removed.Server(false), config(a, n2, 0).Client("n1")); s == nil {
 		t.Error("a node that was removed got in")
 	}
 }
@@ -120,7 +121,7 @@ func TestJoin(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := config(a, identity(t, a, "n1", now), 0).Server(true)
-	if s, c, peer := talk(t, server, token.JoinClient(clock)); s != nil || c != nil || peer != "" {
+	if peer, s, c := talk(t, server, token.JoinClient(clock)); s != nil || c != nil || peer != "" {
 		t.Errorf("server says %v, client says %v, peer %q", s, c, peer)
 	}
 	for name, server := range map[string]*tls.Config{
@@ -128,7 +129,7 @@ func TestJoin(t *testing.T) {
 		// It knows the authority's certificate, which is no secret.
 		"a stranger with our authority's certificate": config(a, identity(t, other, "n1", now), 0).Server(true),
 	} {
-		if _, c, _ := talk(t, server, token.JoinClient(clock)); c == nil {
+		if _, _, c := talk(t, server, token.JoinClient(clock)); c == nil {
 			t.Errorf("%s was taken for ours", name)
 		}
 	}

@@ -35,15 +35,6 @@ type Case struct {
 	ToOne, ToTwo []fabric.Network
 }
 
-func addrs(s ...string) (out []netip.Addr) {
-	for _, a := range s {
-		if a != "" {
-			out = append(out, netip.MustParseAddr(a))
-		}
-	}
-	return out
-}
-
 // Nodes gives three nodes on one link, h1 and its peers h2 and h3, with what they tell of the fabrics, and what h1 knows
 // about itself. peers has for each peer the fabric as that node runs it, by name.
 func Nodes(v4, v6 bool, self map[string]fabric.Fabric, peers func(i int) map[string]fabric.Fabric) ([3]api.Node, kernel.Facts, error) {

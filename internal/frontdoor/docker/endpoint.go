@@ -19,9 +19,6 @@ type endpointRequest struct {
 	ports                 []portBinding // of Options
 }
 
-// optPorts is the option that has what is to be published.
-const optPorts = "com.docker.network.portmap"
-
 // UnmarshalJSON reads the ports among the options, which have a form of their own.
 func (r *endpointRequest) UnmarshalJSON(b []byte) error {
 	type plain endpointRequest

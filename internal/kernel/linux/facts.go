@@ -71,7 +71,7 @@ func inner(bridge *linkInfo, links map[int]*linkInfo) bool {
 		}
 		far := links[l.peer]
 		leadsOn := l.netnsid == sameNetns && far != nil && far.master != 0
-		if l.kind != "tun" && (l.kind != "veth" || leadsOn) {
+		if l.kind != tunKind && l.kind != string(kernel.Tap) && (l.kind != string(kernel.Veth) || leadsOn) {
 			return false
 		}
 	}
