@@ -68,7 +68,8 @@ var (
 		{pkg: "internal/frontdoor/cni", may: with(nouns, "internal/ruleset", "internal/desired", "internal/reconcile", "internal/driver",
 			"internal/driver/*", "internal/addon", "internal/addon/*", "internal/ipam/*"), why: "with no daemon it is its own engine, but the kernel comes from the program"},
 		{pkg: "client", may: nouns[:1], why: "users import it: it must not drag anything along"},
-		{pkg: "internal/cli", may: []string{"api", "client", "internal/cli/replace", "internal/cli/sandbox", "internal/frontdoor/docker"}, why: "the command line has no other way in than every user has; what Docker says it reads by the words of Docker's door"},
+		{pkg: "internal/cli", may: []string{"api", "client", "internal/cli/lab", "internal/cli/replace", "internal/cli/sandbox", "internal/frontdoor/docker"}, why: "the command line has no other way in than every user has; what Docker says it reads by the words of Docker's door"},
+		{pkg: "internal/cli/lab", may: []string{"api", "client"}, why: "namespaces and daemons for seine lab; it asks the daemons as every user does"},
 		{pkg: "internal/cli/replace", why: "files in place of others and back; it knows no plugins"},
 		{pkg: "internal/cli/sandbox", why: "namespaces, mounts and processes for seine run; it knows no network"},
 		// 5: wiring

@@ -158,7 +158,7 @@ func (a *app) root() *cobra.Command {
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}, a.runCommand(), a.networkCommand(), a.endpointCommand(), a.portsCommand(), a.clusterCommand(), a.nodeCommand(), a.fabricCommand(), a.statusCommand(), a.planCommand(),
-		a.checkCommand(), a.doctorCommand(), a.cniCommand(), a.dockerCommand(), a.resetCommand(), a.completionCommand(), a.versionCommand())
+		a.checkCommand(), a.doctorCommand(), a.cniCommand(), a.dockerCommand(), a.labCommand(), a.resetCommand(), a.completionCommand(), a.versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	address := os.Getenv(socketVariable)
 	if address == "" {
