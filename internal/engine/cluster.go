@@ -74,7 +74,7 @@ func (e *Engine) checkShared(noun string, n api.Network) error {
 		if f == nil {
 			return api.FieldError(noun, "fabric", n.Fabric, "is not known", strings.Join(append(slices.Sorted(maps.Keys(e.Fabrics)), AutoFabric), ", "))
 		}
-		if err := suits(f, fabric.Network{Network: n, Broadcast: n.Broadcast}); err != nil {
+		if err := suits(f, fabric.Network{Network: n}); err != nil {
 			return api.FieldError(noun, "fabric", n.Fabric, err.Error(), "another one, or "+AutoFabric)
 		}
 	}

@@ -360,7 +360,7 @@ func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
 		return nil, err
 	}
 	if n.Shared() {
-		shared := fabric.Network{Network: n, VNI: n.VNI, Broadcast: n.Broadcast, Link: e.via(n)}
+		shared := fabric.Network{Network: n, Link: e.via(n)}
 		objects = append(objects, fabric.Shared(shared, driver.NetworkOwner(n.Name))...)
 	}
 	return e.Want.Set(driver.NetworkOwner(n.Name), objects...)
@@ -400,6 +400,9 @@ func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {
 			return nil, fmt.Errorf("addon %s: %w", name, err)
 		}
 		objects = append(objects, more...)
+	}
+	if n.Shared() {
+		objects = append(objects, fabric.Local(fabric.Network{Network: n, Link: e.via(n)}, ep)...)
 	}
 	return objects, nil
 }

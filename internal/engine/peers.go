@@ -184,6 +184,7 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 	e.mu.Unlock()
 	var out []kernel.Object
 	var paths []api.Path
+	by := map[string][]fabric.Network{}
 	for _, n := range e.Store.Networks() {
 		has, ok := p.Networks[n.ID]
 		if !n.Shared() || !ok || !e.takesPart(n) || self.ID == "" {
@@ -191,11 +192,21 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 		}
 		net := e.fabricNetwork(n, p.Node.ID, has)
 		path := api.Path{Network: n.Name, Node: p.Node.Name}
-		objects, err := e.choose(self, p.Node, net, facts, &path)
-		if err != nil {
+		if err := e.choose(self, p.Node, net, facts, &path); err != nil {
 			path.Error = err.Error()
+		} else {
+			by[path.Fabric] = append(by[path.Fabric], net)
 		}
 		paths = append(paths, path)
+	}
+	for _, name := range slices.Sorted(maps.Keys(by)) {
+		// All networks at once: what they share, such as a peer of WireGuard's with the addresses of all, is one object.
+		objects, err := e.Fabrics[name].Objects(self, p.Node, by[name], facts)
+		for i := range paths {
+			if err != nil && paths[i].Fabric == name {
+				paths[i].Error = err.Error()
+			}
+		}
 		out = append(out, objects...)
 	}
 	return out, paths
@@ -203,7 +214,7 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 
 // fabricNetwork is a network as it concerns this machine and a peer.
 func (e *Engine) fabricNetwork(n api.Network, peer string, has PeerNetwork) fabric.Network {
-	net := fabric.Network{Network: n, VNI: n.VNI, Broadcast: n.Broadcast, Link: e.via(n)}
+	net := fabric.Network{Network: n, Link: e.via(n)}
 	mine := e.blocksOf(n.Name)
 	for _, b := range has.Blocks { // a peer may speak for addresses of the network only, and not for this machine's
 		of := slices.ContainsFunc(n.Subnets, func(s api.Subnet) bool { return s.Prefix.Contains(b.Addr()) && b.Bits() >= s.Prefix.Bits() })
@@ -220,9 +231,8 @@ func (e *Engine) fabricNetwork(n api.Network, peer string, has PeerNetwork) fabr
 	return net
 }
 
-// choose gives the objects of the fabric that a network asks for, or of the first that leads to the peer, and notes which
-// one and why.
-func (e *Engine) choose(self, peer api.Node, n fabric.Network, f kernel.Facts, path *api.Path) ([]kernel.Object, error) {
+// choose takes the fabric that a network asks for, or the first that leads to the peer, and notes which one and why.
+func (e *Engine) choose(self, peer api.Node, n fabric.Network, f kernel.Facts, path *api.Path) error {
 	names := []string{n.Fabric}
 	if n.Fabric == "" || n.Fabric == AutoFabric {
 		names = preference
@@ -235,18 +245,17 @@ func (e *Engine) choose(self, peer api.Node, n fabric.Network, f kernel.Facts, p
 		}
 		err := suits(fab, n)
 		if err == nil {
-			var objects []kernel.Object
-			if objects, err = fab.Objects(self, peer, []fabric.Network{n}, f); err == nil {
+			if _, err = fab.Objects(self, peer, []fabric.Network{n}, f); err == nil {
 				path.Fabric, path.Reason = name, reason(n, errs)
-				return objects, nil
+				return nil
 			}
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", name, err))
 	}
 	if len(errs) == 0 {
-		return nil, fmt.Errorf("fabric %q is not known", n.Fabric)
+		return fmt.Errorf("fabric %q is not known", n.Fabric)
 	}
-	return nil, errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // suits reports why a fabric can't carry a network.

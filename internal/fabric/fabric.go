@@ -59,10 +59,6 @@ func (t Traits) MTU(underlay int, v6 bool) int {
 // Network is a network of the cluster, as it concerns this node and one peer.
 type Network struct {
 	api.Network
-	// VNI tells the network from others in a tunnel's headers, 1 to 16777215.
-	VNI uint32
-	// Broadcast makes the network one layer 2 switch over all nodes.
-	Broadcast bool
 	// Link is the network's bridge on this node.
 	Link string
 	// Blocks are the peer's addresses in the network: blocks that it holds and single ones. They don't overlap.
@@ -71,6 +67,20 @@ type Network struct {
 	Endpoints []Endpoint
 	// Hop4 and Hop6 are the numbers of the nexthop objects that lead to the peer in this network; see Numbers.
 	Hop4, Hop6 uint32
+}
+
+// Check says why a fabric with some traits does not carry the network: it is never carried with less than it asks for.
+func (n *Network) Check(name string, t Traits) error {
+	refuse := func(field string, value any, can string) error {
+		return api.FieldError(api.NetworkNoun(n.Name), field, value, fmt.Sprintf("is not to be had by fabric %q", name), "a fabric that "+can)
+	}
+	switch {
+	case n.Encrypt && !t.Encrypts:
+		return refuse("encrypt", true, "encrypts, such as wireguard")
+	case n.Broadcast && !t.Broadcast:
+		return refuse("broadcast", true, "has broadcast, such as vxlan")
+	}
+	return nil
 }
 
 // Endpoint is an interface of a container on the peer.

@@ -222,7 +222,7 @@ func (h *host) network(n fabric.Network) {
 
 // cluster gives network number n (1 to 9).
 func cluster(n int) fabric.Network {
-	return fabric.Network{VNI: uint32(4095 + n), Network: api.Network{Name: fmt.Sprintf("net%d", n), Driver: "bridge", MTU: 1400, Subnets: []api.Subnet{
+	return fabric.Network{Network: api.Network{Name: fmt.Sprintf("net%d", n), VNI: uint32(4095 + n), Driver: "bridge", MTU: 1400, Subnets: []api.Subnet{
 		{Prefix: netip.MustParsePrefix(fmt.Sprintf("10.20%d.0.0/16", n)), Gateway: netip.MustParseAddr(fmt.Sprintf("10.20%d.0.1", n))},
 		{Prefix: netip.MustParsePrefix(fmt.Sprintf("fd00:%d::/64", n)), Gateway: netip.MustParseAddr(fmt.Sprintf("fd00:%d::1", n))},
 	}}}

@@ -75,7 +75,7 @@ func Nodes(v4, v6 bool, self map[string]fabric.Fabric, peers func(i int) map[str
 // family and a single address.
 func Network(n, p int, v4, v6, broadcast bool) fabric.Network {
 	d, e := string(rune('0'+n)), string(rune('0'+p))
-	out := fabric.Network{Network: api.Network{Name: "net" + d, MTU: 1400}, VNI: uint32(4095 + n), Broadcast: broadcast, Link: "sn-net" + d}
+	out := fabric.Network{Network: api.Network{Name: "net" + d, MTU: 1400, VNI: uint32(4095 + n), Broadcast: broadcast}, Link: "sn-net" + d}
 	end := fabric.Endpoint{MAC: "02:5e:0a:c8:0" + d + ":0" + e}
 	if v4 {
 		out.Subnets = append(out.Subnets, api.Subnet{Prefix: netip.MustParsePrefix("10.20" + d + ".0.0/16"), Gateway: netip.MustParseAddr("10.20" + d + ".0.1")})
@@ -146,11 +146,16 @@ func Run(t *testing.T, name string, self fabric.Fabric, peer func(i int) fabric.
 			golden(t, c, one)
 		})
 	}
+	nodes, facts, err := Nodes(true, true, map[string]fabric.Fabric{name: self}, func(i int) map[string]fabric.Fabric { return map[string]fabric.Fabric{name: peer(i)} })
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := Network(1, 2, true, true, false)
+	secret.Encrypt = true
+	if _, err := self.Objects(nodes[0], nodes[1], []fabric.Network{secret}, facts); (err == nil) != self.Traits().Encrypts {
+		t.Errorf("a network that is to be encrypted: %v", err)
+	}
 	if !self.Traits().Broadcast {
-		nodes, facts, err := Nodes(true, true, map[string]fabric.Fabric{name: self}, func(i int) map[string]fabric.Fabric { return map[string]fabric.Fabric{name: peer(i)} })
-		if err != nil {
-			t.Fatal(err)
-		}
 		if _, err := self.Objects(nodes[0], nodes[1], []fabric.Network{Network(1, 2, true, true, true)}, facts); err == nil {
 			t.Error("a network with broadcast is not refused")
 		}

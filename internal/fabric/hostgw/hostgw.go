@@ -117,8 +117,8 @@ func (Fabric) Objects(_, peer api.Node, networks []fabric.Network, f kernel.Fact
 	var out []kernel.Object
 	for i := range networks {
 		n := &networks[i]
-		if n.Broadcast {
-			return nil, fmt.Errorf("%s: has broadcast; fabric %s routes", api.NetworkNoun(n.Name), Name)
+		if err := n.Check(Name, Fabric{}.Traits()); err != nil {
+			return nil, err
 		}
 		hop := func(via netip.Addr, v6 bool) func(uint32) (*kernel.Nexthop, error) {
 			return func(id uint32) (*kernel.Nexthop, error) {

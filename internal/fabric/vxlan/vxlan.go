@@ -109,6 +109,9 @@ func (x Fabric) Objects(self, peer api.Node, networks []fabric.Network, f kernel
 	out := []kernel.Object{ruleset.Element(ruleset.ByFamily(to, ruleset.VTEP4, ruleset.VTEP6), to.String(), "", owner)}
 	for i := range networks {
 		n := &networks[i]
+		if err := n.Check(Name, x.Traits()); err != nil {
+			return nil, err
+		}
 		link := LinkName(*n, to.Is6())
 		out = append(out, x.tunnel(self, n, link, from, f)...)
 		if n.Broadcast {

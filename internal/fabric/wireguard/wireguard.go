@@ -95,8 +95,8 @@ func (w Fabric) Objects(self, peer api.Node, networks []fabric.Network, f kernel
 	var rest []kernel.Object
 	for i := range networks {
 		n := &networks[i]
-		if n.Broadcast {
-			return nil, fmt.Errorf("%s: has broadcast; fabric %s routes", api.NetworkNoun(n.Name), Name)
+		if err := n.Check(Name, w.Traits()); err != nil {
+			return nil, err
 		}
 		p.AllowedIPs = append(p.AllowedIPs, n.Blocks...)
 		hop := func(v6 bool) func(uint32) (*kernel.Nexthop, error) {
