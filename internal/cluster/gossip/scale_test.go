@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -293,8 +294,8 @@ func TestScale(t *testing.T) {
 	var small figures
 	run := func(name string, nodes int, standsIn bool, check func(*testing.T, figures)) {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && nodes > 50 {
-				t.Skipf("skip: needs more time than -short gives: %d nodes", nodes)
+			if nodes > 50 && testing.Short() || nodes > 100 && os.Getenv("SEINE_BENCH") == "" {
+				t.Skipf("skip: needs minutes: %d nodes; SEINE_BENCH=1 (make bench) runs it", nodes)
 			}
 			f := runScale(t, nodes, 40*nodes, 60, standsIn)
 			t.Logf("%d nodes, %d endpoints: %v", nodes, 40*nodes, f)
@@ -306,9 +307,11 @@ func TestScale(t *testing.T) {
 	}
 	run("50 with memberlist", 50, false, func(*testing.T, figures) {})
 	run("50", 50, true, func(_ *testing.T, f figures) { small = f })
-	run("500", 500, true, func(t *testing.T, f figures) {
+	flat := func(t *testing.T, f figures) {
 		if small.perChange > 0 && f.perChange > 1.1*small.perChange {
 			t.Errorf("a change costs %.0f bytes per node, and %.0f at 50 nodes; want the same", f.perChange, small.perChange)
 		}
-	})
+	}
+	run("100", 100, true, flat)
+	run("500", 500, true, flat)
 }
