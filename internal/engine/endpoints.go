@@ -582,6 +582,8 @@ func (e *Engine) takeOut(ep api.Endpoint) ([]kernel.Key, error) {
 	if err != nil {
 		return nil, refused(api.EndpointNoun(ep.Network, ep.Name), err)
 	}
+	e.placing.Lock()
+	defer e.placing.Unlock()
 	e.unannounce(ep)
 	return e.Want.Drop(driver.EndpointOwner(ep.Network, ep.Name)), nil
 }

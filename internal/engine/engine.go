@@ -121,6 +121,10 @@ type Engine struct {
 
 	plugins refusedPlugins
 
+	// placing has what the store says of an endpoint come into the desired set, or out of it, in the store's order: a commit
+	// comes before it, and who has not just committed looks at the store while he holds it. e.mu may be taken under it.
+	placing sync.Mutex
+
 	mu    sync.Mutex // guards what follows and the order of commits
 	facts kernel.Facts
 	pools map[string][]*pool.Pool
@@ -266,9 +270,8 @@ func (e *Engine) SetFacts(ctx context.Context, f kernel.Facts) error {
 	if old.BridgeFilter4 != f.BridgeFilter4 || old.BridgeFilter6 != f.BridgeFilter6 {
 		for _, ep := range e.Store.Endpoints() {
 			if len(ep.Ports) > 0 {
-				_, e2 := e.setEndpoint(ep)
+				_, e2 := e.resetEndpoint(ep)
 				err = errors.Join(err, e2)
-				e.announce(ep)
 			}
 		}
 		e.Loop.Touch(e.Want.Keys("")...)
@@ -366,13 +369,37 @@ func (e *Engine) setNetwork(n api.Network) ([]kernel.Key, error) {
 	return e.Want.Set(driver.NetworkOwner(n.Name), objects...)
 }
 
-// setEndpoint computes an endpoint's objects and hands them to the desired set.
+// setEndpoint computes the objects of an endpoint that is as the store has it, and hands them to the desired set.
 func (e *Engine) setEndpoint(ep api.Endpoint) ([]kernel.Key, error) {
+	e.placing.Lock()
+	defer e.placing.Unlock()
+	return e.wantEndpoint(ep)
+}
+
+// wantEndpoint is setEndpoint for who holds e.placing.
+func (e *Engine) wantEndpoint(ep api.Endpoint) ([]kernel.Key, error) {
 	objects, err := e.endpointObjects(ep)
 	if err != nil {
 		return nil, err
 	}
 	return e.Want.Set(driver.EndpointOwner(ep.Network, ep.Name), objects...)
+}
+
+// resetEndpoint computes and announces an endpoint anew, after something that it follows from has changed: as it is now,
+// which may be gone since it was listed. It does not keep the endpoint from verbs: one that waits for blocks of addresses
+// waits for the verbs of its network, which call this.
+func (e *Engine) resetEndpoint(listed api.Endpoint) ([]kernel.Key, error) {
+	e.placing.Lock()
+	defer e.placing.Unlock()
+	ep, ok := e.Store.Endpoint(listed.Key())
+	if !ok {
+		return nil, nil
+	}
+	keys, err := e.wantEndpoint(ep)
+	if err == nil {
+		e.announce(ep)
+	}
+	return keys, err
 }
 
 func (e *Engine) endpointObjects(ep api.Endpoint) ([]kernel.Object, error) {

@@ -531,12 +531,11 @@ func (e *Engine) applyNetwork(ctx context.Context, n api.Network) error {
 	}
 	for _, ep := range e.Store.Endpoints() {
 		if ep.Network == n.Name {
-			more, err := e.setEndpoint(ep)
+			more, err := e.resetEndpoint(ep)
 			if err != nil {
 				return err
 			}
 			keys = append(keys, more...)
-			e.announce(ep)
 		}
 	}
 	return e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))

@@ -82,12 +82,14 @@ func (e *Engine) Reset(ctx context.Context) error {
 	if err != nil {
 		return refused("reset", err)
 	}
+	e.placing.Lock()
 	for _, ep := range eps {
 		e.unannounce(ep)
 	}
 	for _, owner := range e.Want.Owners() {
 		e.Want.Drop(owner)
 	}
+	e.placing.Unlock()
 	if err := e.Loop.SyncAll(ctx); err != nil {
 		return refused("reset", err)
 	}
