@@ -52,12 +52,12 @@ func seinedFlag(cmd *cobra.Command) *string {
 
 func (a *app) labUpCommand(name *string) *cobra.Command {
 	var spec lab.Spec
-	var only4, only6 bool
+	var only4, only6, alone bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Make a lab, or what is missing of it",
-		Long: "Make a lab: hosts h1, h2 … with a network that leads nowhere else, and a daemon on each. What is there already stays; more\n" +
-			"hosts can be added, and daemons that ended are started again.",
+		Long: "Make a lab: hosts h1, h2 … with a network that leads nowhere else, a daemon on each, and one cluster of all. What is\n" +
+			"there already stays; more hosts can be added, and daemons that ended are started again.",
 		Args: exactArgs(),
 	}
 	fl := cmd.Flags()
@@ -65,12 +65,13 @@ func (a *app) labUpCommand(name *string) *cobra.Command {
 	fl.BoolVar(&only4, "ipv4", false, "no IPv6 between the hosts")
 	fl.BoolVar(&only6, "ipv6", false, "no IPv4 between the hosts")
 	fl.BoolVar(&spec.Routed, "routed", false, "each host in a subnet of its own, with a router between them; otherwise all are on one Ethernet")
+	fl.BoolVar(&alone, "no-cluster", false, "leave each host on its own; otherwise they are one cluster")
 	program := seinedFlag(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if only4 && only6 {
 			return usageError{errors.New("--ipv4 and --ipv6 exclude each other; with neither the hosts have both")}
 		}
-		spec.Name, spec.IPv4, spec.IPv6 = *name, !only6, !only4
+		spec.Name, spec.IPv4, spec.IPv6, spec.Cluster = *name, !only6, !only4, !alone
 		began := time.Now()
 		err := a.progress().during("making the lab", func() error {
 			return lab.Up(cmd.Context(), spec, *program, func(line string) { fmt.Fprintln(a.Out, line) })

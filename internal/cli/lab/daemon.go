@@ -178,6 +178,48 @@ func (l *Lab) answers(ctx context.Context, host string) error {
 	}
 }
 
+// cluster makes one cluster of the hosts: h1 founds it, and those that are in none join by h1.
+func (l *Lab) cluster(ctx context.Context, said func(string)) error {
+	var token api.ClusterToken
+	for n := 1; n <= l.Hosts; n++ {
+		err := l.ask(hostName(n), func(c *client.Client) error {
+			if _, err := c.Cluster(ctx); err == nil || api.CodeOf(err) != api.Conflict {
+				return err
+			}
+			if n == 1 {
+				_, err := c.InitCluster(ctx, api.ClusterInit{Name: l.Name, Address: l.Addresses(n)[0]})
+				return err
+			}
+			if token.Token == "" {
+				err := l.ask(hostName(1), func(first *client.Client) (err error) {
+					token, err = first.ClusterToken(ctx, false)
+					return err
+				})
+				if err != nil {
+					return err
+				}
+			}
+			_, err := c.JoinCluster(ctx, api.ClusterJoin{Address: l.Addresses(1)[0].String(), Token: token.Token, Self: l.Addresses(n)[0]})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: the cluster on %s: %w", l.noun(), hostName(n), err)
+		}
+	}
+	said("cluster: " + l.Name)
+	return nil
+}
+
+// ask calls a host's daemon.
+func (l *Lab) ask(host string, call func(*client.Client) error) error {
+	c, err := client.New(l.socket(host))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return call(c)
+}
+
 // lastOf reads the end of a file.
 func lastOf(path string) string {
 	data, err := os.ReadFile(path)

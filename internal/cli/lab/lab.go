@@ -191,7 +191,10 @@ func Up(ctx context.Context, s Spec, program string, said func(string)) error {
 	if err := l.wire(ctx, said); err != nil {
 		return err
 	}
-	return l.startAll(ctx, program, said)
+	if err := l.startAll(ctx, program, said); err != nil || !l.Cluster {
+		return err
+	}
+	return l.cluster(ctx, said)
 }
 
 // save notes what the lab is to be before any of it is made.
