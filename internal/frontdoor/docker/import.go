@@ -170,15 +170,18 @@ func (r inspectedRange) subnet() (s api.Subnet, err error) {
 func (in inspected) option(n *api.Network, key, value string) (note string) {
 	short := strings.TrimPrefix(key, "com.docker.network.")
 	none := fmt.Sprintf("-o %s=%s has no equal", key, value)
-	if in.Driver != "bridge" {
-		switch key {
-		case "parent":
-			return setOption(n, "parent", value)
-		case "macvlan_mode", "ipvlan_mode":
-			return setOption(n, "mode", value)
-		case "ipvlan_flag":
-			return setOption(n, "flag", value)
+	if key == "parent" && in.Driver != "bridge" {
+		return setOption(n, key, value)
+	}
+	ours := driverOptions[key]
+	if key == optPrefix {
+		ours = api.OptIfacePrefix
+	}
+	if ours != "" {
+		if value == "" || ours == api.OptHostBinding && value == "0.0.0.0" { // as without it
+			return ""
 		}
+		return setOption(n, ours, value)
 	}
 	switch short {
 	case "driver.mtu":
@@ -198,20 +201,6 @@ func (in inspected) option(n *api.Network, key, value string) (note string) {
 			n.ICC = &v
 		} else {
 			n.Masquerade = &v
-		}
-	case "bridge.host_binding_ipv4":
-		if value != "0.0.0.0" {
-			return fmt.Sprintf("ports are not published at %s by themselves: say so with each port (%s:8080:80)", value, value)
-		}
-	case "bridge.gateway_mode_ipv4", "bridge.gateway_mode_ipv6":
-		switch value {
-		case "", "nat":
-		case "routed":
-			off := false
-			n.Masquerade = &off
-			return fmt.Sprintf("-o %s=routed: the network is not masqueraded, in both families, and only published ports are let in", key)
-		default:
-			return none
 		}
 	default:
 		return none

@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/seine-net/seine/api"
 )
 
 var updateImports = flag.Bool("update", false, "write what equals Docker's networks into testdata")
@@ -70,9 +74,6 @@ func TestImportLimits(t *testing.T) {
 		{network(`"Driver": "bridge", "IPAM": {"Config": [{"Subnet": "10.1.0.0/31"}]}`), "too small", ""},
 		{strings.Replace(network(`"Driver": "bridge", `+subnet), `"n"`, `"`+strings.Repeat("n", 64)+`"`, 1), "too long", ""},
 		{network(`"Driver": "bridge", "IPAM": {"Driver": "dhcp", "Config": [{"Subnet": "10.1.0.0/24"}]}`), "", `"dhcp"`},
-		{network(`"Driver": "bridge", "Options": {"com.docker.network.bridge.inhibit_ipv4": "true"}, ` + subnet), "", "inhibit_ipv4=true has no equal"},
-		{network(`"Driver": "bridge", "Options": {"com.docker.network.bridge.gateway_mode_ipv4": "isolated"}, ` + subnet), "", "has no equal"},
-		{network(`"Driver": "bridge", "Options": {"com.docker.network.bridge.gateway_mode_ipv4": "routed"}, ` + subnet), "", "not masqueraded"},
 		{network(`"Driver": "bridge", "Options": {"com.docker.network.driver.mtu": "x"}, ` + subnet), "", "has no equal"},
 		{network(`"Driver": "bridge", "Options": {"com.docker.network.bridge.enable_icc": "x"}, ` + subnet), "", "has no equal"},
 		{network(`"Driver": "bridge", "Options": {"parent": "eth0"}, ` + subnet), "", "has no equal"},
@@ -91,6 +92,42 @@ func TestImportLimits(t *testing.T) {
 	for _, in := range []string{"", "{}", "[{}]", `[{"Name": "x"}]`, `[1]`} {
 		if all, err := ParseImport([]byte(in)); err == nil {
 			t.Errorf("%q gave %v", in, all)
+		}
+	}
+}
+
+// TestImportOptions: what Docker's drivers are told, ours are told by their own names.
+func TestImportOptions(t *testing.T) {
+	const bridge, other = "com.docker.network.bridge.", "com.docker.network."
+	for _, c := range []struct{ driver, key, value, ours string }{
+		{"bridge", bridge + "inhibit_ipv4", "true", api.OptInhibit4},
+		{"bridge", bridge + "gateway_mode_ipv4", "isolated", api.OptGatewayMode4},
+		{"bridge", bridge + "gateway_mode_ipv4", "routed", api.OptGatewayMode4},
+		{"bridge", bridge + "gateway_mode_ipv6", "nat-unprotected", api.OptGatewayMode6},
+		{"bridge", bridge + "gateway_mode_ipv6", "", ""},
+		{"bridge", bridge + "host_binding_ipv4", "127.0.0.1", api.OptHostBinding},
+		{"bridge", bridge + "host_binding_ipv4", "0.0.0.0", ""},
+		{"bridge", bridge + "trusted_host_interfaces", "eth1:eth2", api.OptTrusted},
+		{"bridge", other + "host_ipv4", "192.0.2.1", api.OptHostIPv4},
+		{"bridge", other + "host_ipv6", "2001:db8::1", api.OptHostIPv6},
+		{"bridge", other + "container_iface_prefix", "net", api.OptIfacePrefix},
+		{"macvlan", "parent", "eth0", "parent"},
+		{"macvlan", "macvlan_mode", "vepa", "mode"},
+		{"ipvlan", "ipvlan_mode", "l3", "mode"},
+		{"ipvlan", "ipvlan_flag", "private", "flag"},
+	} {
+		all, err := ParseImport(fmt.Appendf(nil, `[{"Name": "n", "Id": "1", "Scope": "local", "Driver": %q, "Options": {%q: %q},
+			"IPAM": {"Config": [{"Subnet": "10.1.0.0/24"}]}}]`, c.driver, c.key, c.value))
+		if err != nil || len(all) != 1 || all[0].Network == nil || len(all[0].Notes) > 0 {
+			t.Errorf("%s=%s: %+v %v", c.key, c.value, all, err)
+			continue
+		}
+		want := map[string]string{}
+		if c.ours != "" {
+			want[c.ours] = c.value
+		}
+		if got := all[0].Network.Options; !maps.Equal(got, want) {
+			t.Errorf("%s=%s: options %v, want %v", c.key, c.value, got, want)
 		}
 	}
 }
