@@ -52,6 +52,7 @@ var (
 		{pkg: "internal/addon/*", may: with(nouns, "internal/ruleset", "internal/addon"), pure: true, why: "addons don't know each other or the drivers"},
 		{pkg: "internal/fabric", may: with(nouns, "internal/ruleset"), pure: true, why: "what every fabric gets and gives"},
 		{pkg: "internal/fabric/*", may: with(nouns, "internal/ruleset", "internal/fabric"), pure: true, why: "a fabric is replaced by deleting its folder: none may need another"},
+		{pkg: "internal/fabric/udp", may: with(nouns, "internal/ruleset", "internal/fabric"), why: "its Runner carries packets: sockets, a device, goroutines; which peers there are is told to it"},
 		{pkg: "internal/fabric/fabrictest", may: with(nouns, "internal/ruleset", "internal/fabric", "internal/desired", "internal/kernel/fake", "internal/reconcile"), why: "what every fabric has to pass: its objects are made and removed on the fake kernel"},
 		{pkg: "internal/ipam/*", may: nouns, why: "addresses know nothing of interfaces"},
 		{pkg: "internal/ipam/dhcp", may: with(nouns, "internal/ipam/dhcprpc"), why: "it answers what dhcprpc asks; the kernel and the store are given to it"},

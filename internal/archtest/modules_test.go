@@ -32,7 +32,7 @@ var (
 		{module: "github.com/spf13/cobra", folders: []string{"internal/cli"}, why: "the command line can be parsed by something else"},
 		{module: "sigs.k8s.io/yaml", folders: []string{"internal/cli"}, inTests: true, why: "YAML is a form of output, JSON is the truth"},
 		{module: "golang.org/x/sys", folders: with(lab, "internal/kernel/linux", "internal/cli/...", "internal/app", "internal/handover", "internal/loopback",
-			"internal/ipam/hostlocal", "internal/ipam/dhcp", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
+			"internal/ipam/hostlocal", "internal/ipam/dhcp", "internal/fabric/udp", "internal/frontdoor/cni", "internal/kernel/kerneltest"), inTests: true, why: "system calls are made at the edges"},
 		{module: "k8s.io/cri-api", folders: []string{"test/runtimes"}, why: "the messages of the CRI, for a test that plays kubelet"},
 		{module: "google.golang.org/grpc", folders: []string{"test/runtimes"}, why: "what the CRI is spoken over; our own interfaces are HTTP"},
 		{module: "github.com/hashicorp/memberlist", folders: []string{"internal/cluster/gossip", "internal/cluster/gossip/gossiptest"}, why: "who is up can be found out by something else"},

@@ -234,6 +234,25 @@ func (n *Network) Pass(link, owner string) []kernel.Object {
 	return out
 }
 
+// UnderMTU is the MTU, in bytes, of the smallest link that has one of the node's addresses; where none has, that of the
+// link that the default route uses.
+func UnderMTU(self api.Node, f kernel.Facts) int {
+	under := 0
+	for _, a := range self.Addresses {
+		for _, l := range f.Links {
+			for _, p := range l.Addrs {
+				if p.Addr() == a && (under == 0 || l.MTU < under) {
+					under = l.MTU
+				}
+			}
+		}
+	}
+	if under == 0 {
+		under = f.PathMTU()
+	}
+	return under
+}
+
 // Under picks the pair of addresses by which two nodes reach each other: of IPv4 where both have one, else of IPv6.
 func Under(self, peer api.Node) (from, to netip.Addr, err error) {
 	for _, v4 := range []bool{true, false} {

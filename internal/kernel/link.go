@@ -17,6 +17,7 @@ const (
 	Ipvlan   LinkType = "ipvlan"
 	VLAN     LinkType = "vlan"
 	Tap      LinkType = "tap" // a TAP device that stays when no program has it open (tun.txt in the kernel's tree)
+	Tun      LinkType = "tun" // the same with IP packets and no hardware addresses
 	VRF      LinkType = "vrf"
 	Loopback LinkType = "loopback" // exists in every namespace; only ever wanted up
 	// IFB is a link that what a Redirect sends to it passes, so that its root qdisc shapes what comes in elsewhere. The
@@ -66,7 +67,7 @@ type Link struct {
 	Port *Port
 	// Promisc turns promiscuous mode on (ip-link(8)); false leaves it alone.
 	Promisc bool
-	// Access says who may open a TAP device and how; nil is the zero Access when it is made, and not compared.
+	// Access says who may open a TUN or TAP device and how; nil is the zero Access when it is made, and not compared.
 	Access *Access
 	// VLANFiltering has a bridge keep its ports' VLANs apart (ip-link(8), vlan_filtering); false leaves it alone. A kernel
 	// without the ability gives ErrUnsupported.
@@ -97,7 +98,7 @@ var Modes = map[LinkType][]string{
 // IpvlanFlags are what an ipvlan may do beside its mode.
 var IpvlanFlags = []string{"bridge", "private", "vepa"}
 
-// Access is what opening a TAP device takes (TUNSETIFF, TUNSETOWNER, TUNSETGROUP).
+// Access is what opening a TUN or TAP device takes (TUNSETIFF, TUNSETOWNER, TUNSETGROUP).
 type Access struct {
 	// Owner and Group are the user and the group that may open the device without CAP_NET_ADMIN; nil for none.
 	Owner, Group *uint32

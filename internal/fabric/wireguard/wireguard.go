@@ -117,20 +117,7 @@ func (w Fabric) Objects(self, peer api.Node, networks []fabric.Network, f kernel
 // device gives the device, which all peers share. Its MTU is what a full packet of the smallest link leaves it; networks
 // have their own, at most that.
 func (w Fabric) device(self api.Node, f kernel.Facts) []kernel.Object {
-	under := 0
-	for _, a := range self.Addresses {
-		for _, l := range f.Links {
-			for _, p := range l.Addrs {
-				if p.Addr() == a && (under == 0 || l.MTU < under) {
-					under = l.MTU
-				}
-			}
-		}
-	}
-	if under == 0 {
-		under = f.PathMTU()
-	}
-	mtu := w.Traits().MTU(under, self.Address(false).IsValid())
+	mtu := w.Traits().MTU(fabric.UnderMTU(self, f), self.Address(false).IsValid())
 	out := []kernel.Object{
 		&kernel.Link{Name: LinkName, Type: kernel.WG, MTU: max(mtu, 1280), Alias: fabric.Alias(Name)},
 		&kernel.WireGuard{Link: LinkName, PrivateKey: w.key, Port: w.port},

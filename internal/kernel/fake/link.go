@@ -75,6 +75,9 @@ func newLink(ns, name string, typ kernel.LinkType) *link {
 	if typ == kernel.WG {
 		l.mtu, l.mac = 1420, "" // it carries packets, not frames
 	}
+	if typ == kernel.Tun {
+		l.mac = ""
+	}
 	if typ == kernel.Bridge {
 		l.vlans = defaultVLAN()
 	}
@@ -152,7 +155,7 @@ func (k *Kernel) createLink(s *space, o *kernel.Link) error {
 			return err
 		}
 	}
-	if o.Type == kernel.Tap {
+	if o.Type == kernel.Tap || o.Type == kernel.Tun {
 		if l.access = o.Access; l.access == nil {
 			l.access = &kernel.Access{}
 		}
@@ -237,7 +240,7 @@ func checkLink(o *kernel.Link) error {
 		return checkHome(o)
 	}
 	switch o.Type {
-	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN,
+	case kernel.Bridge, kernel.Veth, kernel.Dummy, kernel.IFB, kernel.Tap, kernel.Tun, kernel.Loopback, kernel.Macvlan, kernel.Ipvlan, kernel.VLAN,
 		kernel.VRF, kernel.VXLAN, kernel.WG:
 	default:
 		return fmt.Errorf("type %q: %w", o.Type, kernel.ErrUnsupported)
@@ -254,11 +257,11 @@ func checkLink(o *kernel.Link) error {
 	if (o.Type == kernel.VXLAN) != (o.Tunnel != nil) {
 		return errors.New("a vxlan, and nothing else, is made with a Tunnel")
 	}
-	if o.Type == kernel.WG && o.MAC != "" {
-		return errors.New("a wireguard has no hardware address")
+	if (o.Type == kernel.WG || o.Type == kernel.Tun) && o.MAC != "" {
+		return fmt.Errorf("a %s has no hardware address", o.Type)
 	}
-	if o.Type != kernel.Tap && o.Access != nil {
-		return errors.New("only a TAP device has an Access")
+	if o.Type != kernel.Tap && o.Type != kernel.Tun && o.Access != nil {
+		return errors.New("only a TUN or TAP device has an Access")
 	}
 	if err := checkStack(o); err != nil {
 		return err

@@ -44,6 +44,25 @@ func testTap(s *suite) {
 	s.absent(append(up, one, port)...)
 }
 
+func testTun(s *suite) {
+	one := &kernel.Link{Name: "tun0", Type: kernel.Tun, MTU: 1400, Alias: alias}
+	s.make(one)
+	s.holds(with(one, func(l *kernel.Link) { l.Access = &kernel.Access{} }))
+	s.ours(one)
+	s.is(s.create(with(one, func(l *kernel.Link) { l.MTU = 1300 })), kernel.ErrExists, "a second TUN device of the name")
+	s.settle([]kernel.Object{with(one, func(l *kernel.Link) { l.MTU = 1300 })}, nil)
+	tapped := with(tap("tun0"), func(l *kernel.Link) { l.MAC = "" })
+	s.is(s.update(one, tapped), kernel.ErrExists, "to make a TAP device of it in place")
+	s.settle([]kernel.Object{tapped}, nil)
+	s.settle([]kernel.Object{one}, nil)
+	s.refused(s.create(with(one, func(l *kernel.Link) { l.Name, l.MAC = "tun1", "02:00:00:00:0e:01" })), "one with a hardware address")
+	s.absent(&kernel.Link{Name: "tun1", Type: kernel.Tun})
+	up := &kernel.LinkUp{Link: "tun0"}
+	s.make(up)
+	s.unmake(one)
+	s.absent(up, one)
+}
+
 func testTapContext(s *suite) {
 	l := with(tap("tap0"), func(l *kernel.Link) { l.Access = &kernel.Access{Context: "system_u:system_r:container_t:s0"} })
 	err := s.create(l)

@@ -85,6 +85,7 @@ func cases() []testCase {
 		{"link leaves and joins bridges", testMasterChange},
 		{"link takes everything along", testLinkTakesAll},
 		{"tap", testTap},
+		{"tun", testTun},
 		{"tap with an SELinux context", testTapContext},
 		{"moved link", testHome},
 		{"moved link refused", testHomeRefused},

@@ -315,7 +315,7 @@ func (s *session) createLink(sp *space, want *kernel.Link) error {
 		return unix.EEXIST
 	case want.Home != "":
 		return s.moveIn(sp, want)
-	case want.Type == kernel.Tap:
+	case want.Type == kernel.Tap || want.Type == kernel.Tun:
 		return s.createTap(sp, want)
 	}
 	from, parent, name, err := s.origin(sp, want)

@@ -11,7 +11,7 @@ import (
 	"github.com/seine-net/seine/internal/kernel"
 )
 
-// The kind of a TAP device (IFLA_INFO_KIND) and what the kernel tells of one (IFLA_TUN_…, kernel 4.17).
+// The kind of a TUN or TAP device (IFLA_INFO_KIND) and what the kernel tells of one (IFLA_TUN_…, kernel 4.17).
 const (
 	tunKind       = "tun"
 	tunOwner      = 1
@@ -22,10 +22,14 @@ const (
 
 // parseTun takes apart what the kernel tells of a TUN or TAP device.
 func (l *linkInfo) parseTun(b []byte) {
-	if t := attrOf(b, tunType); len(t) == 0 || t[0] != unix.IFF_TAP {
+	t := attrOf(b, tunType)
+	if len(t) == 0 {
 		return
 	}
-	l.kind = string(kernel.Tap)
+	l.kind = string(kernel.Tun)
+	if t[0] == unix.IFF_TAP {
+		l.kind = string(kernel.Tap)
+	}
 	id := func(t uint16) *uint32 {
 		v := attrOf(b, t)
 		if len(v) < 4 {
@@ -38,7 +42,7 @@ func (l *linkInfo) parseTun(b []byte) {
 	l.access = &kernel.Access{Owner: id(tunOwner), Group: id(tunGroup), MultiQueue: len(q) > 0 && q[0] != 0}
 }
 
-// createTap makes a TAP device. Up to TUNSETPERSIST, the last step, it goes with the file: nothing is left of one that
+// createTap makes a TUN or TAP device. Up to TUNSETPERSIST, the last step, it goes with the file: nothing is left of one that
 // could not be finished, nor of a process that was killed in between.
 func (s *session) createTap(sp *space, want *kernel.Link) error {
 	// The device is made in the namespace of the thread that opens the file.
@@ -117,6 +121,9 @@ func setTun(fd int, want *kernel.Link) error {
 	// Who opens a device that is there says anew whether packets have headers (IFF_NO_PI, IFF_VNET_HDR): only the number
 	// of queues stays.
 	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_TUN_EXCL)
+	if want.Type == kernel.Tun {
+		flags ^= unix.IFF_TAP | unix.IFF_TUN
+	}
 	if access.MultiQueue {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
