@@ -96,8 +96,8 @@ func (u Fabric) Objects(self, peer api.Node, networks []fabric.Network, f kernel
 	}
 	for i := range networks {
 		n := &networks[i]
-		if n.Broadcast {
-			return nil, fmt.Errorf("%s: has broadcast; fabric %s routes", api.NetworkNoun(n.Name), Name)
+		if err := n.Check(Name, u.Traits()); err != nil {
+			return nil, err
 		}
 		routes, err := n.Routes(hop(false), hop(true))
 		if err != nil {
