@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,7 +22,6 @@ import (
 	"github.com/seine-net/seine/internal/fabric"
 	"github.com/seine-net/seine/internal/kernel"
 	"github.com/seine-net/seine/internal/kernel/linux"
-	"github.com/seine-net/seine/internal/reconcile"
 	"github.com/seine-net/seine/internal/testkit"
 )
 
@@ -165,7 +165,12 @@ func (e *end) apply(tb testing.TB) {
 		err := e.ns.Do(func() error {
 			k := linux.New(linux.Options{})
 			defer k.Close()
-			return reconcile.Apply(context.Background(), k, e.objects, nil)
+			ctx := context.Background()
+			actual, err := k.List(ctx, kernel.Scope{Objects: e.objects})
+			if err != nil {
+				return err
+			}
+			return errors.Join(k.Apply(ctx, kernel.Diff(e.objects, actual))...)
 		})
 		if err == nil {
 			return
