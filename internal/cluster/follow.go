@@ -33,13 +33,14 @@ type follower struct {
 	failed  map[string]string
 }
 
-// Follow keeps a machine's networks as the cluster agrees on, until ctx ends. problems, where not nil, is told whenever they
-// change, by network, what keeps definitions from being used here.
+// Follow keeps a machine's networks as the cluster agrees on, until ctx ends. problems, where not nil, is told once the present
+// state was taken up, and then whenever they change, by network, what keeps definitions from being used here.
 func Follow(ctx context.Context, s agreed.Store, to Definitions, log *slog.Logger, problems func(map[string]string)) {
 	f := &follower{to: to, log: log, want: map[string]api.Network{}, said: map[string]string{}, present: map[string]bool{}, failed: map[string]string{}}
 	events := s.Watch(ctx, NetworkPrefix)
 	retry := time.NewTicker(retryEvery)
 	defer retry.Stop()
+	synced, told := false, false
 	for {
 		select {
 		case ev, ok := <-events:
@@ -47,12 +48,14 @@ func Follow(ctx context.Context, s agreed.Store, to Definitions, log *slog.Logge
 				return
 			}
 			f.event(ctx, ev)
+			synced = synced || ev.Synced
 		case <-retry.C:
 		case <-ctx.Done():
 			return
 		}
 		f.apply(ctx)
-		if problems != nil && !maps.Equal(f.said, f.failed) {
+		if problems != nil && synced && (!told || !maps.Equal(f.said, f.failed)) {
+			told = true
 			f.said = maps.Clone(f.failed)
 			problems(maps.Clone(f.failed))
 		}

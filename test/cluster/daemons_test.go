@@ -106,19 +106,33 @@ func (s *station) await(what string, f func() error) {
 // seine runs a command line that is to succeed, with a text for its standard input.
 func (s *station) seine(in string, args ...string) string {
 	s.Helper()
+	out, errs, err := s.tries(in, args...)
+	if err != nil {
+		s.Fatalf("%s: seine %s: %v\n%s%s", s.name, strings.Join(args, " "), err, out, errs)
+	}
+	return out
+}
+
+// tries runs a command line.
+func (s *station) tries(in string, args ...string) (stdout, stderr string, err error) {
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(s.Context(), 2*patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(s.bin, "seine"), append([]string{"--socket", filepath.Join(s.dir, "s")}, args...)...)
 	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = s.dir, strings.NewReader(in), &out, &errs, patience
-	err := s.Start(cmd)
-	if err == nil {
+	if err = s.Start(cmd); err == nil {
 		err = cmd.Wait()
 	}
+	return out.String(), errs.String(), err
+}
+
+func (s *station) network(name string) api.Network {
+	s.Helper()
+	n, err := s.client.Network(s.Context(), name)
 	if err != nil {
-		s.Fatalf("%s: seine %s: %v\n%s%s", s.name, strings.Join(args, " "), err, &out, &errs)
+		s.Fatal(err)
 	}
-	return out.String()
+	return n
 }
 
 // attach puts a container on the network default, which answers on port 80.
@@ -235,19 +249,15 @@ func TestTwoDaemonsShare(t *testing.T) {
 	a, b := newStation(t, "one", lab.Hosts[0]), newStation(t, "two", lab.Hosts[1])
 	a.seine("", "cluster", "init", "--address", a.V4.String())
 	b.seine(a.seine("", "cluster", "token"), "cluster", "join", a.V4.String(), "--token", "-")
+	na, nb := a.network("default"), b.network("default") // at once
+	if na.ID == "" || nb.ID != na.ID {
+		t.Errorf("the network default is %+v and %+v", na, nb)
+	}
 	for _, s := range []*station{a, b} {
 		s.await("both machines being alive", func() error {
 			all, err := s.client.Nodes(t.Context())
 			if err == nil && (len(all) != 2 || all[0].Health != api.Alive || all[1].Health != api.Alive) {
 				err = fmt.Errorf("%+v", all)
-			}
-			return err
-		})
-		s.await("the cluster's network", func() error {
-			na, _ := a.client.Network(t.Context(), "default")
-			n, err := s.client.Network(t.Context(), "default")
-			if err == nil && (n.ID == "" || n.ID != na.ID) {
-				err = fmt.Errorf("default is %+v", n)
 			}
 			return err
 		})
@@ -272,6 +282,25 @@ func TestTwoDaemonsShare(t *testing.T) {
 	if out := b.seine("", "doctor", "-o", "json"); !strings.Contains(out, "all 2 machines of cluster") {
 		t.Errorf("doctor says %s", out)
 	}
+	b.seine("", "network", "set", "default", "--fabric", "vxlan")
+	for _, s := range []*station{a, b} {
+		s.await("the other fabric", func() error {
+			all, err := s.client.Paths(t.Context())
+			if err == nil && (len(all) != 1 || all[0].Fabric != "vxlan") {
+				err = fmt.Errorf("%+v", all)
+			}
+			return err
+		})
+	}
+	a.reach("left", eb)
+	b.reach("right", ea)
+	a.seine("", "node", "drain", "two")
+	if out := a.seine("", "node", "ls"); !strings.Contains(out, "drained") {
+		t.Errorf("a drained machine: %s", out)
+	}
+	if _, errs, err := a.tries("", "node", "rm", "two"); err == nil || !strings.Contains(errs, "answers") {
+		t.Errorf("removing a machine that answers: %v %s", err, errs)
+	}
 
 	b.end(syscall.SIGKILL)
 	a.reach("left", eb) // what was there goes on without the daemon
@@ -290,4 +319,38 @@ func TestTwoDaemonsShare(t *testing.T) {
 	a.attach("next")
 	a.reach("next", ea)
 	b.reach("right", eb) // itself
+}
+
+// TestResetWithoutStore: a machine whose cluster is gone can be reset, and is told what that means.
+func TestResetWithoutStore(t *testing.T) {
+	lab := testkit.NewLab(t, 2)
+	a, b := newStation(t, "one", lab.Hosts[0]), newStation(t, "two", lab.Hosts[1])
+	a.seine("", "cluster", "init", "--address", a.V4.String())
+	b.seine("", "cluster", "join", a.V4.String(), "--token", strings.TrimSpace(a.seine("", "cluster", "token")))
+	b.attach("left")
+	next := b.attach("right")
+	a.end(syscall.SIGKILL)
+	b.reach("left", next)
+	b.await("the doctor's finding", func() error {
+		out, _, err := b.tries("", "doctor", "-o", "json")
+		if err == nil || !strings.Contains(out, "does not answer") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	if _, errs, err := b.tries("", "cluster", "leave"); err == nil {
+		t.Error("it left without force")
+	} else if code := err.(*exec.ExitError).ExitCode(); code != api.Unavailable.ExitCode() {
+		t.Errorf("leaving without the store: exit code %d: %s", code, errs)
+	}
+	b.reach("left", next)
+	if _, errs, err := b.tries("", "reset", "--yes"); err != nil || !strings.Contains(errs, "can't be told") {
+		t.Errorf("reset without the store: %v, %s", err, errs)
+	}
+	if left, _ := filepath.Glob(filepath.Join(b.dir, "cluster", "*")); len(left) > 0 {
+		t.Errorf("after a reset there is %v", left)
+	}
+	if _, err := b.client.Cluster(t.Context()); api.CodeOf(err) != api.Conflict {
+		t.Errorf("after a reset: %v", err)
+	}
 }

@@ -61,6 +61,7 @@ type session struct {
 	machines map[string]Machine
 	keys     map[string]*ecdsa.PublicKey // with which machines sign
 	failing  map[string]string           // definitions that can't be used here
+	followed chan struct{}               // closed when the cluster's definitions were taken up
 	health   map[string]api.Health
 	peers    map[string]*peer
 	dirty    map[string]bool
@@ -71,7 +72,7 @@ type session struct {
 
 func newSession(n *Node, p *part) *session {
 	return &session{Node: n, part: p, stopped: make(chan struct{}), machines: map[string]Machine{}, keys: map[string]*ecdsa.PublicKey{},
-		health: map[string]api.Health{}, peers: map[string]*peer{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1)}
+		health: map[string]api.Health{}, peers: map[string]*peer{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1), followed: make(chan struct{})}
 }
 
 // tls gives the settings of this machine's connections to others.
@@ -287,6 +288,11 @@ func (s *session) join(ctx context.Context, seeds []string) {
 func (s *session) setFailing(f map[string]string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	select {
+	case <-s.followed:
+	default:
+		close(s.followed)
+	}
 	s.failing = f
 }
 

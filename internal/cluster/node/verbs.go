@@ -39,6 +39,9 @@ const tokenLife = 24 * time.Hour
 // storeIn bounds how long founding waits for the store.
 const storeIn = time.Minute
 
+// networksIn bounds how long joining waits for the cluster's networks.
+const networksIn = 20 * time.Second
+
 func newID() string {
 	var b [idBytes]byte
 	_, _ = rand.Read(b[:]) // never fails (Go 1.24)
@@ -267,7 +270,24 @@ func (n *Node) Join(ctx context.Context, q api.ClusterJoin) (api.Cluster, error)
 		return api.Cluster{}, api.Errorf(api.Internal, "cluster", "%w", err)
 	}
 	n.begin(p)
+	n.awaitNetworks(ctx)
 	return n.Cluster(ctx)
+}
+
+// awaitNetworks waits until the cluster's networks are there: who joined wants to use them next. Where that takes longer, it
+// goes on by itself.
+func (n *Node) awaitNetworks(ctx context.Context) {
+	s, err := n.session()
+	if err != nil {
+		return
+	}
+	select {
+	case <-s.followed:
+	case <-s.stopped:
+	case <-ctx.Done():
+	case <-time.After(networksIn):
+		n.Log.Warn("the networks of the cluster are not known yet; it goes on trying")
+	}
 }
 
 // Leave takes this machine out of its cluster. Networks of the cluster that have endpoints here stay for as long as they do,
