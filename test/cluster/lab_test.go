@@ -30,14 +30,12 @@ type labHost struct {
 	Cut                      []string
 }
 
-// newLabRig builds the programs. What is on the machine now has to be there at the end, and nothing else.
+// newLabRig builds the programs, once. What is on the machine now has to be there at the end, and nothing else.
 func newLabRig(t *testing.T) *labRig {
 	testkit.Need(t, "root", "bridge", "veth", "nft", "ipv6", "program:ip", "program:nft", "program:ping")
-	dir := t.TempDir()
-	for _, p := range []string{"seine", "seined"} {
-		if err := testkit.BuildProgram(dir, p); err != nil {
-			t.Fatal(err)
-		}
+	dir, err := programs()
+	if err != nil {
+		t.Fatal(err)
 	}
 	l := &labRig{T: t, seine: filepath.Join(dir, "seine"), name: fmt.Sprintf("test-%d", os.Getpid())}
 	before := l.left()
@@ -267,6 +265,8 @@ func TestLabCluster(t *testing.T) {
 			l.ping("h3", true, addrs["c2"]...)
 			l.must("heal")
 			l.ping("h1", true, addrs["c2"]...)
+			l.must(append([]string{"up", "--hosts", "4"}, tt.flags...)...)
+			l.ping("h4", true, append(addrs["c3"], "c3")...)
 		})
 	}
 }

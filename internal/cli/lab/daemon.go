@@ -59,10 +59,10 @@ func (s *Spec) program(path string) (string, error) {
 //
 // This program is started, notes its number, and becomes the daemon (see Become). It has the lock on Dir from us and until
 // then, so that nobody finds the lab without the note, whatever happens to us.
-func (l *Lab) start(host, program string) error {
+func (l *Lab) start(host, program string) (process, error) {
 	log, err := os.OpenFile(l.log(host), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
-		return err
+		return process{}, err
 	}
 	defer log.Close()
 	cmd := exec.Command("/proc/self/exe", "lab", DaemonCommand, l.Name, host, program)
@@ -71,9 +71,9 @@ func (l *Lab) start(host, program string) error {
 	cmd.ExtraFiles = []*os.File{l.lock}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%s: %s: %w", l.noun(), host, err)
+		return process{}, fmt.Errorf("%s: %s: %w", l.noun(), host, err)
 	}
-	return cmd.Process.Release()
+	return find(cmd.Process.Pid) // our child keeps its number for as long as we live, since nobody waits for it
 }
 
 // Become makes this process the daemon of a host. It returns only with an error.
@@ -98,11 +98,11 @@ func Become(name, host, program string) error {
 	if err := enter(l.netns(host)); err != nil {
 		return err
 	}
-	me, err := self()
+	me, err := find(os.Getpid()) // it stays the same when it becomes another program
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(l.dir, host, pidFile), []byte(me.String()), 0o644); err != nil {
+	if err := writeFile(filepath.Join(l.dir, host, pidFile), []byte(me.String())); err != nil {
 		return err
 	}
 	return unix.Exec(program, append([]string{program}, l.daemonArgs(host)...), os.Environ())
@@ -119,6 +119,7 @@ func (l *Lab) stop(host string) error {
 
 // startAll starts the daemons that do not run, and waits until all answer.
 func (l *Lab) startAll(ctx context.Context, program string, said func(string)) error {
+	var all []process
 	for n := 1; n <= l.Hosts; n++ {
 		h := hostName(n)
 		p, err := l.daemon(h)
@@ -126,27 +127,29 @@ func (l *Lab) startAll(ctx context.Context, program string, said func(string)) e
 			return err
 		}
 		if p.lives() {
+			all = append(all, p)
 			continue
 		}
-		if err := l.start(h, program); err != nil {
+		if p, err = l.start(h, program); err != nil {
 			return err
 		}
+		all = append(all, p)
 		var addrs []string
 		for _, a := range l.Addresses(n) {
 			addrs = append(addrs, a.String())
 		}
 		said(fmt.Sprintf("%s: %s", h, strings.Join(addrs, ", ")))
 	}
-	for n := 1; n <= l.Hosts; n++ {
-		if err := l.answers(ctx, hostName(n)); err != nil {
+	for i, p := range all {
+		if err := l.answers(ctx, hostName(i+1), p); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// answers waits until a host's daemon answers.
-func (l *Lab) answers(ctx context.Context, host string) error {
+// answers waits until a host's daemon, the process p, answers.
+func (l *Lab) answers(ctx context.Context, host string, p process) error {
 	ctx, cancel := context.WithTimeout(ctx, startIn)
 	defer cancel()
 	c, err := client.New(l.socket(host))
@@ -156,15 +159,13 @@ func (l *Lab) answers(ctx context.Context, host string) error {
 	defer c.Close()
 	tick := time.NewTicker(askEvery)
 	defer tick.Stop()
-	began := time.Now()
 	for {
+		gone := !p.lives()
 		node, err := c.Node(ctx)
 		if err == nil && node.Name == host {
 			return nil
 		}
-		p, perr := l.daemon(host)
-		// It may not have got to noting its number yet.
-		if gone := perr == nil && !p.lives() && time.Since(began) > time.Second; gone || ctx.Err() != nil {
+		if gone || ctx.Err() != nil {
 			what := "does not answer"
 			if gone {
 				what = "ended"
@@ -245,10 +246,11 @@ func Restart(ctx context.Context, name, host, program string) error {
 	if err := l.stop(host); err != nil {
 		return err
 	}
-	if err := l.start(host, program); err != nil {
+	p, err := l.start(host, program)
+	if err != nil {
 		return err
 	}
-	return l.answers(ctx, host)
+	return l.answers(ctx, host, p)
 }
 
 // Exec makes this process a program on a host: in its network namespace, with its daemon as the one that `seine` asks. It
@@ -267,11 +269,10 @@ func Exec(name, host, path string, args []string) error {
 	if err := enter(l.netns(host)); err != nil {
 		return err
 	}
-	env := append(os.Environ(), socketName+"="+l.socket(host)) // of two, the last one counts: os/exec does the same
-	return unix.Exec(path, args, unique(env))
+	return unix.Exec(path, args, unique(append(os.Environ(), socketName+"="+l.socket(host))))
 }
 
-// unique keeps the last of each variable.
+// unique keeps the last value of each variable: which of two a program takes is its own choice.
 func unique(env []string) []string {
 	at := map[string]int{}
 	var out []string

@@ -206,7 +206,11 @@ func (l *Lab) save() error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(l.dir, specFile)
+	return writeFile(filepath.Join(l.dir, specFile), data)
+}
+
+// writeFile writes a file as a whole: who reads it finds all of it or what was there before.
+func writeFile(path string, data []byte) error {
 	if err := os.WriteFile(path+".new", data, 0o644); err != nil {
 		return err
 	}

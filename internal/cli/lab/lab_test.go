@@ -133,12 +133,15 @@ func TestProcess(t *testing.T) {
 	if _, err := startOf("7 (a) S 1"); err == nil {
 		t.Error("half a line is taken")
 	}
-	me, err := self()
+	me, err := find(os.Getpid())
 	if err != nil || me.PID != os.Getpid() || !me.lives() {
 		t.Fatalf("this process is %+v, %v", me, err)
 	}
 	if back, err := parsePID(me.String()); err != nil || back != me {
 		t.Errorf("%q is read as %+v, %v", me.String(), back, err)
+	}
+	if (process{}).lives() || (process{PID: me.PID}).lives() {
+		t.Error("no process lives")
 	}
 	other := process{me.PID, me.Start + 1} // it had the number before us
 	if err := other.signal(9); other.lives() || err != nil || !other.await(0) {

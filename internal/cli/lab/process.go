@@ -46,22 +46,18 @@ func startOf(stat string) (uint64, error) {
 
 // lives reports whether the process is still there, and still the same.
 func (p process) lives() bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-	if err != nil || p.PID == 0 {
-		return false
-	}
-	start, err := startOf(string(b))
-	return err == nil && start == p.Start
+	now, err := find(p.PID)
+	return err == nil && p.Start != 0 && now == p
 }
 
-// self gives the calling process, which stays the same when it becomes another program.
-func self() (process, error) {
-	b, err := os.ReadFile("/proc/self/stat")
+// find gives the process that has a number now.
+func find(pid int) (process, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return process{}, err
 	}
 	start, err := startOf(string(b))
-	return process{os.Getpid(), start}, err
+	return process{pid, start}, err
 }
 
 // readPID reads a file with a process; the zero process where there is no such file.
