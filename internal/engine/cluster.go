@@ -205,7 +205,7 @@ func (e *Engine) abolish(ctx context.Context, n api.Network) error {
 	if cluster == nil {
 		return e.dropShared(ctx, n) // it was left
 	}
-	if users := e.Store.CountByNetwork()[n.Name]; users > 0 {
+	if users := e.Store.CountIn(n.Name); users > 0 {
 		return api.Errorf(api.InUse, noun, "has %d endpoints on this machine", users)
 	}
 	if err := cluster.Abolish(ctx, n); err != nil {

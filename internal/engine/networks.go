@@ -22,7 +22,7 @@ func (e *Engine) Network(_ context.Context, name string) (api.Network, error) {
 	if !ok {
 		return n, api.Errorf(api.NotFound, api.NetworkNoun(name), "does not exist")
 	}
-	return e.networkStatus(n, e.Store.CountByNetwork()), nil
+	return e.networkStatus(n, e.Store.CountIn(n.Name)), nil
 }
 
 // Networks gives all networks with their status, by name.
@@ -30,13 +30,13 @@ func (e *Engine) Networks(context.Context) ([]api.Network, error) {
 	counts := e.Store.CountByNetwork()
 	all := e.Store.Networks()
 	for i := range all {
-		all[i] = e.networkStatus(all[i], counts)
+		all[i] = e.networkStatus(all[i], counts[all[i].Name])
 	}
 	return all, nil
 }
 
-func (e *Engine) networkStatus(n api.Network, counts map[string]int) api.Network {
-	n.Status = &api.NetworkStatus{Endpoints: counts[n.Name], Error: driver.Trouble(e.parents(n), e.Facts())}
+func (e *Engine) networkStatus(n api.Network, endpoints int) api.Network {
+	n.Status = &api.NetworkStatus{Endpoints: endpoints, Error: driver.Trouble(e.parents(n), e.Facts())}
 	if err := e.Loop.Cause(e.Want.Keys(driver.NetworkOwner(n.Name))); err != nil {
 		n.Status.Error = err.Error()
 	} else if n.Plugin == "" && len(e.parties(n)) > 0 {
@@ -618,7 +618,7 @@ func (e *Engine) dropNetwork(ctx context.Context, name string) error {
 func (e *Engine) takeNetworkOut(name string) ([]kernel.Key, error) {
 	noun := api.NetworkNoun(name)
 	e.mu.Lock()
-	if e.Store.CountByNetwork()[name] > 0 {
+	if e.Store.CountIn(name) > 0 {
 		defer e.mu.Unlock()
 		var users []string
 		for _, ep := range e.Store.Endpoints() {

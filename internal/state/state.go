@@ -11,7 +11,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -46,8 +45,8 @@ type Store struct {
 
 	mu        sync.RWMutex
 	revision  uint64
-	networks  map[string]api.Network
-	endpoints map[string]api.Endpoint
+	networks  table[api.Network]
+	endpoints table[api.Endpoint]
 	meta      map[string]string
 	watchers  map[*watcher]struct{}
 }
@@ -63,7 +62,7 @@ func Open(path string) (*Store, error) {
 	} else if err != nil {
 		return nil, fmt.Errorf("state file %q: %w", path, err)
 	}
-	s := &Store{db: db, networks: map[string]api.Network{}, endpoints: map[string]api.Endpoint{},
+	s := &Store{db: db, networks: newTable[api.Network](), endpoints: newTable[api.Endpoint](),
 		meta: map[string]string{}, watchers: map[*watcher]struct{}{}}
 	if err := db.Update(s.load); err != nil {
 		return nil, errors.Join(fmt.Errorf("state file %q: %w", path, err), db.Close())
@@ -98,19 +97,19 @@ func (s *Store) load(tx *bbolt.Tx) error {
 	if err != nil {
 		return err
 	}
-	if err := read(tx.Bucket(bucketNetworks), s.networks); err != nil {
+	if err := read(tx.Bucket(bucketNetworks), &s.networks); err != nil {
 		return err
 	}
-	return read(tx.Bucket(bucketEndpoints), s.endpoints)
+	return read(tx.Bucket(bucketEndpoints), &s.endpoints)
 }
 
-func read[T any](b *bbolt.Bucket, into map[string]T) error {
+func read[T any](b *bbolt.Bucket, into *table[T]) error {
 	return b.ForEach(func(k, v []byte) error {
 		var x T
 		if err := json.Unmarshal(v, &x); err != nil {
 			return fmt.Errorf("record %q: %w", k, err)
 		}
-		into[string(k)] = x
+		into.put(string(k), x)
 		return nil
 	})
 }
@@ -202,22 +201,22 @@ func put(b *bbolt.Bucket, key string, v any) error {
 func (s *Store) publish(c *Change, rev uint64) {
 	var events []api.Event
 	for _, n := range c.PutNetworks {
-		s.networks[n.Name] = n
+		s.networks.put(n.Name, n)
 		events = append(events, api.Event{Revision: rev, Type: api.EventPut, Kind: "network", Network: &n})
 	}
 	for _, e := range c.PutEndpoints {
-		s.endpoints[e.Key()] = e
+		s.endpoints.put(e.Key(), e)
 		events = append(events, api.Event{Revision: rev, Type: api.EventPut, Kind: "endpoint", Endpoint: &e})
 	}
 	for _, k := range c.DeleteEndpoints {
-		if e, ok := s.endpoints[k]; ok {
-			delete(s.endpoints, k)
+		if e, ok := s.endpoints.by[k]; ok {
+			s.endpoints.delete(k)
 			events = append(events, api.Event{Revision: rev, Type: api.EventDelete, Kind: "endpoint", Endpoint: &e})
 		}
 	}
 	for _, k := range c.DeleteNetworks {
-		if n, ok := s.networks[k]; ok {
-			delete(s.networks, k)
+		if n, ok := s.networks.by[k]; ok {
+			s.networks.delete(k)
 			events = append(events, api.Event{Revision: rev, Type: api.EventDelete, Kind: "network", Network: &n})
 		}
 	}
@@ -237,7 +236,7 @@ func (s *Store) Revision() uint64 {
 func (s *Store) Network(name string) (api.Network, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	n, ok := s.networks[name]
+	n, ok := s.networks.by[name]
 	return n, ok
 }
 
@@ -245,7 +244,7 @@ func (s *Store) Network(name string) (api.Network, bool) {
 func (s *Store) Endpoint(key string) (api.Endpoint, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	e, ok := s.endpoints[key]
+	e, ok := s.endpoints.by[key]
 	return e, ok
 }
 
@@ -253,22 +252,14 @@ func (s *Store) Endpoint(key string) (api.Endpoint, bool) {
 func (s *Store) Networks() []api.Network {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return sorted(s.networks)
+	return s.networks.all()
 }
 
 // Endpoints gives all endpoints by key.
 func (s *Store) Endpoints() []api.Endpoint {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return sorted(s.endpoints)
-}
-
-func sorted[T any](m map[string]T) []T {
-	out := make([]T, 0, len(m))
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		out = append(out, m[k])
-	}
-	return out
+	return s.endpoints.all()
 }
 
 // CountByNetwork gives the number of endpoints of each network that has any.
@@ -276,17 +267,24 @@ func (s *Store) CountByNetwork() map[string]int {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	counts := map[string]int{}
-	for _, e := range s.endpoints {
+	for _, e := range s.endpoints.by {
 		counts[e.Network]++
 	}
 	return counts
+}
+
+// CountIn gives the number of endpoints of one network, without a look at those of others.
+func (s *Store) CountIn(network string) int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.endpoints.count(network + "/")
 }
 
 // Counts gives the numbers of networks and endpoints.
 func (s *Store) Counts() (networks, endpoints int) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
-	return len(s.networks), len(s.endpoints)
+	return len(s.networks.keys), len(s.endpoints.keys)
 }
 
 // Value gives what was kept under a name with SetValue, "" for nothing.
@@ -365,10 +363,10 @@ func (s *Store) Watch(ctx context.Context, since uint64) <-chan api.Event {
 // present is the state as puts by revision; s.mu is held.
 func (s *Store) present() []api.Event {
 	var out []api.Event
-	for _, n := range sorted(s.networks) {
+	for _, n := range s.networks.all() {
 		out = append(out, api.Event{Revision: n.Revision, Type: api.EventPut, Kind: "network", Network: &n})
 	}
-	for _, e := range sorted(s.endpoints) {
+	for _, e := range s.endpoints.all() {
 		out = append(out, api.Event{Revision: e.Revision, Type: api.EventPut, Kind: "endpoint", Endpoint: &e})
 	}
 	slices.SortStableFunc(out, func(a, b api.Event) int { return cmp.Compare(a.Revision, b.Revision) })
