@@ -109,13 +109,20 @@ func (e *Engine) Peers() []Peer {
 	return slices.SortedFunc(maps.Values(e.peers), func(a, b Peer) int { return strings.Compare(a.Node.Name, b.Node.Name) })
 }
 
-// Paths gives the ways to each peer, by network, as they were chosen last.
+// Paths gives the ways to each peer, by network, as they were chosen last, with what the kernel refuses of them.
 func (e *Engine) Paths() []api.Path {
 	e.mu.Lock()
-	defer e.mu.Unlock()
+	paths := maps.Clone(e.paths)
+	e.mu.Unlock()
 	var out []api.Path
-	for _, id := range slices.Sorted(maps.Keys(e.paths)) {
-		out = append(out, e.paths[id]...)
+	for _, id := range slices.Sorted(maps.Keys(paths)) {
+		refused := e.Loop.Cause(e.Want.Keys(fabric.Owner(api.Node{ID: id})))
+		for _, p := range paths[id] {
+			if p.Error == "" && refused != nil {
+				p.Error = refused.Error()
+			}
+			out = append(out, p)
+		}
 	}
 	return out
 }

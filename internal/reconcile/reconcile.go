@@ -231,7 +231,7 @@ func (r *Reconciler) passes(ctx context.Context, keys []kernel.Key) []failure {
 				again = append(again, c.Key())
 			}
 		}
-		if gone := r.hanging(changes); len(gone) > 0 {
+		if gone := append(r.hanging(changes), r.unrouted(changes, errs)...); len(gone) > 0 {
 			again, keys = append(again, gone...), append(keys, gone...)
 		}
 		failed = failures(changes, errs)
@@ -286,6 +286,29 @@ func (r *Reconciler) hanging(changes []kernel.Change) []kernel.Key {
 	}
 	for _, o := range all {
 		if route, ok := o.(*kernel.Route); ok && route.Nexthop != 0 && dead[(&kernel.Nexthop{NS: route.NS, ID: route.Nexthop}).Key()] {
+			keys = append(keys, o.Key())
+		}
+	}
+	return keys
+}
+
+// unrouted gives the wanted routes by nexthops that were made just now: where there was no nexthop there was no such route,
+// whatever is believed. The kernel takes routes along with a nexthop, and a nexthop with its link, and tells nobody of IPv4's.
+func (r *Reconciler) unrouted(changes []kernel.Change, errs []error) []kernel.Key {
+	made, seen := map[kernel.Key]bool{}, make(map[kernel.Key]bool, len(changes))
+	for i, c := range changes {
+		seen[c.Key()] = true
+		if c.Op == kernel.Create && c.Key().Kind == kernel.KindNexthop && errs[i] == nil {
+			made[c.Key()] = true
+		}
+	}
+	if len(made) == 0 {
+		return nil
+	}
+	var keys []kernel.Key
+	for _, o := range r.want.Objects(r.want.Keys("")) {
+		route, ok := o.(*kernel.Route)
+		if ok && route.Nexthop != 0 && !seen[o.Key()] && made[(&kernel.Nexthop{NS: route.NS, ID: route.Nexthop}).Key()] {
 			keys = append(keys, o.Key())
 		}
 	}

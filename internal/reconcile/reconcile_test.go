@@ -241,3 +241,44 @@ func TestMovedLinkGoesBackHome(t *testing.T) {
 		t.Errorf("the kernel is\n%s\nwas\n%s", after, before)
 	}
 }
+
+// TestRoutesFollowANexthop: a change to another link that can't be made takes the routes along with the link of before;
+// going back brings them back.
+func TestRoutesFollowANexthop(t *testing.T) {
+	ctx, k, want := context.Background(), fake.New(), desired.New()
+	r := loop(t, k, want)
+	by := func(link string) []kernel.Object {
+		return []kernel.Object{
+			&kernel.Link{Name: link, Type: kernel.Dummy, Alias: "seine:e"},
+			&kernel.LinkUp{Link: link},
+			&kernel.Addr{Link: link, Prefix: netip.MustParsePrefix("10.1.0.1/24")},
+			&kernel.Nexthop{ID: 7, Via: netip.MustParseAddr("10.1.0.9"), Link: link},
+			&kernel.Route{Dst: netip.MustParsePrefix("10.9.0.0/16"), Nexthop: 7},
+		}
+	}
+	for _, link := range []string{"a", "b", "a", "c", "a"} {
+		k.FailIf(func(c kernel.Change) error {
+			if l, ok := c.New.(*kernel.Link); ok && l.Name == "b" {
+				return kernel.ErrUnsupported
+			}
+			return nil
+		})
+		keys, err := want.Set("e", by(link)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = r.Sync(ctx, keys)
+		if link == "b" {
+			if !errors.Is(err, kernel.ErrUnsupported) {
+				t.Fatalf("error is %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff, err := reconcile.Check(ctx, k, by(link)); err != nil || len(diff) > 0 {
+			t.Fatalf("by %s it differs: %v, %v", link, diff, err)
+		}
+	}
+}

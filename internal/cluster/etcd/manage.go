@@ -183,7 +183,7 @@ func wrap(verb string, m Member, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("etcd: %s member %x at %s: %w", verb, m.ID, m.PeerURL, err)
+	return fmt.Errorf("etcd: %s member %x at %s: %w", verb, m.ID, m.PeerURL, unavailable(err))
 }
 
 // Apply takes one step. start is told what a node that was added has to be started with.

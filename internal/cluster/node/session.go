@@ -209,13 +209,13 @@ func (g signer) Verify(origin string, message, sig []byte) bool {
 // followMachines keeps who is in the cluster.
 func (s *session) followMachines(ctx context.Context) {
 	present := map[string]Machine{}
-	joined := false
+	whole := false // all that are there have been told
 	for ev := range s.store.Watch(ctx, nodePrefix) {
 		switch {
 		case ev.Reset:
-			present = map[string]Machine{}
-			continue
+			present, whole = map[string]Machine{}, false
 		case ev.Synced:
+			whole = true
 		case ev.Value == nil:
 			delete(present, strings.TrimPrefix(ev.Key, nodePrefix))
 		default:
@@ -225,12 +225,10 @@ func (s *session) followMachines(ctx context.Context) {
 				continue
 			}
 			present[m.ID] = m
-			if !joined {
-				continue // until all are known
-			}
 		}
-		joined = true
-		s.setMachines(ctx, maps.Clone(present))
+		if whole {
+			s.setMachines(ctx, maps.Clone(present))
+		}
 	}
 }
 

@@ -329,29 +329,56 @@ func (p *part) forget() error {
 	return errors.Join(errs...)
 }
 
-// remove takes a machine out of the cluster: nobody speaks to it any more, and its blocks are free. Its member of the store
-// goes first: it ends when the store does not know of it any more, and until then the others count on its vote.
+// removeIn bounds how long taking a machine out is tried: the store may be choosing a leader, as one of its members went.
+const removeIn = 20 * time.Second
+
+// remove takes a machine out of the cluster: nobody speaks to it any more, and its blocks are free.
 func (s *session) remove(ctx context.Context, id, name string) error {
 	noun := fmt.Sprintf("node %q", name)
+	s.mu.Lock()
+	m := s.machines[id]
+	others := slices.DeleteFunc(slices.Clone(s.part.Stores), func(url string) bool { return url == "https://"+m.at(clientPort) })
+	s.mu.Unlock()
+	if len(others) > 0 {
+		s.store.SetEndpoints(others) // its member, which may be the one that is asked, is about to go
+	}
+	ctx, cancel := context.WithTimeout(ctx, removeIn)
+	defer cancel()
+	for {
+		err := s.removeOnce(ctx, id)
+		if !errors.Is(err, agreed.ErrUnavailable) || ctx.Err() != nil {
+			return unavailable(noun, err)
+		}
+		select {
+		case <-ctx.Done():
+			return unavailable(noun, err)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// removeOnce does what is left to do. The member of the store goes first: it ends when the store does not know of it any
+// more, and until then the others count on its vote.
+func (s *session) removeOnce(ctx context.Context, id string) error {
 	if s.part.Etcd == nil {
 		members, err := s.store.Members(ctx)
 		if err != nil {
-			return unavailable(noun, err)
+			return err
 		}
 		for _, m := range members {
 			if m.Node != id || len(members) == 1 {
 				continue
 			}
 			if err := s.store.Remove(ctx, m); err != nil {
-				return unavailable(noun, err)
+				return err
 			}
 		}
 	}
 	if _, err := s.store.Txn(ctx, nil, []agreed.Op{{Key: nodePrefix + id}, {Key: memberPrefix + id}}); err != nil {
-		return unavailable(noun, err)
+		return err
 	}
 	l := &blocks.Leases{Store: s.store}
-	return unavailable(noun, l.Reclaim(ctx, id))
+	return l.Reclaim(ctx, id)
 }
 
 // Remove takes another machine out of the cluster, which is to be off or cut off for good: its addresses are given to others.
