@@ -26,6 +26,7 @@ import (
 	"github.com/seine-net/seine/internal/desired"
 	"github.com/seine-net/seine/internal/dns"
 	"github.com/seine-net/seine/internal/engine"
+	"github.com/seine-net/seine/internal/fabric"
 	"github.com/seine-net/seine/internal/frontdoor/docker"
 	doors "github.com/seine-net/seine/internal/frontdoor/http"
 	"github.com/seine-net/seine/internal/handover"
@@ -206,6 +207,7 @@ type daemon struct {
 	leases  *dhcp.Service
 	want    *desired.Set
 	docker  *dockerDoor
+	fabrics map[string]fabric.Fabric
 	node    *node.Node
 	sockets *sockets
 }
@@ -242,7 +244,10 @@ func build(_ context.Context, o Options, log *slog.Logger, store *state.Store, k
 	if err != nil {
 		return nil, err
 	}
-	d.engine = engine.New(engine.Config{Fabrics: builtin.Fabrics(key),
+	if d.fabrics, err = builtin.Fabrics(key, log); err != nil {
+		return nil, err
+	}
+	d.engine = engine.New(engine.Config{Fabrics: d.fabrics,
 		Store: store, Want: d.want, Loop: d.loop, Drivers: builtin.Drivers(), IPAMs: builtin.IPAMs(), Addons: builtin.Addons(), Machine: m,
 		Names: names{table}, Relays: relays{d.relays}, Log: log, DNSPort: d.names.Port(), DNSFixed: o.fixed(), Pools: o.Pools, Fallback: o.DefaultNetwork, Node: o.Node,
 		Version: o.Version, Boot: bootID(), Findings: func() []api.Finding { return append(d.docker.findings(), d.part().findings()...) },
@@ -274,6 +279,11 @@ func (d *daemon) run(ctx context.Context) error {
 	start("processes", func(ctx context.Context) error { d.machine.Run(ctx); return nil })
 	start("loopback proxy", d.relays.Run)
 	start("DHCP", d.keepLeases)
+	for name, f := range d.fabrics {
+		if c, ok := f.(fabric.Carrier); ok {
+			start("fabric "+name, c.Run)
+		}
+	}
 	started := time.Now()
 	d.engine.Refresh = d.refreshFacts
 	d.engine.Named = func() { start("name server", d.names.Serve) }

@@ -2,6 +2,8 @@
 package builtin
 
 import (
+	"log/slog"
+
 	"github.com/seine-net/seine/internal/addon"
 	"github.com/seine-net/seine/internal/addon/portmap"
 	"github.com/seine-net/seine/internal/driver"
@@ -17,6 +19,7 @@ import (
 	"github.com/seine-net/seine/internal/driver/vlan"
 	"github.com/seine-net/seine/internal/fabric"
 	"github.com/seine-net/seine/internal/fabric/hostgw"
+	"github.com/seine-net/seine/internal/fabric/udp"
 	"github.com/seine-net/seine/internal/fabric/vxlan"
 	"github.com/seine-net/seine/internal/fabric/wireguard"
 	"github.com/seine-net/seine/internal/kernel"
@@ -46,12 +49,17 @@ func IPAMs() map[string]driver.Attacher {
 }
 
 // Fabrics gives every fabric under the name that a network asks for it by. key is the node's own for WireGuard.
-func Fabrics(key kernel.Secret) map[string]fabric.Fabric {
+func Fabrics(key kernel.Secret, log *slog.Logger) (map[string]fabric.Fabric, error) {
+	public, err := key.Public()
+	if err != nil {
+		return nil, err
+	}
 	return map[string]fabric.Fabric{
+		udp.Name:       udp.NewCarrier(public[:], 0, log),
 		hostgw.Name:    hostgw.New(),
 		vxlan.Name:     vxlan.New(0),
 		wireguard.Name: wireguard.New(key, 0),
-	}
+	}, nil
 }
 
 // Addons gives every addon; each decides by the endpoint whether it has something to do.

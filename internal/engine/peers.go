@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -99,6 +100,7 @@ func (e *Engine) DropPeer(ctx context.Context, id string) error {
 	delete(e.paths, id)
 	e.mu.Unlock()
 	e.namePeer(was, Peer{})
+	e.forget(id)
 	return refusedOrNil("node "+id, e.Loop.Sync(ctx, e.Want.Drop(fabric.Owner(api.Node{ID: id}))))
 }
 
@@ -136,7 +138,8 @@ func (e *Engine) refreshPeers(ctx context.Context) error {
 	e.mu.Unlock()
 	if self.ID == "" {
 		for _, owner := range e.Want.Owners() {
-			if strings.HasPrefix(owner, fabric.Owner(api.Node{})) {
+			if id, ok := strings.CutPrefix(owner, fabric.Owner(api.Node{})); ok {
+				e.forget(id)
 				errs = append(errs, e.Loop.Sync(ctx, e.Want.Drop(owner)))
 			}
 		}
@@ -172,8 +175,13 @@ func (e *Engine) syncPeer(ctx context.Context, p Peer) error {
 		}
 	}
 	e.mu.Lock()
+	was := e.paths[p.Node.ID]
 	e.paths[p.Node.ID] = paths
 	e.mu.Unlock()
+	if !slices.EqualFunc(was, paths, func(a, b api.Path) bool { return a.Network == b.Network && a.Fabric == b.Fabric }) {
+		// A device that went took nexthops with it, and these routes, which stay what they were: nobody else looks for them.
+		e.Loop.Touch(e.Want.Keys(fabric.Owner(p.Node))...)
+	}
 	if err != nil {
 		errs = append(errs, err)
 	}
@@ -206,9 +214,11 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 		}
 		paths = append(paths, path)
 	}
+	failed := e.carry(self, p.Node, by)
 	for _, name := range slices.Sorted(maps.Keys(by)) {
 		// All networks at once: what they share, such as a peer of WireGuard's with the addresses of all, is one object.
 		objects, err := e.Fabrics[name].Objects(self, p.Node, by[name], facts)
+		err = cmp.Or(err, failed[name])
 		for i := range paths {
 			if err != nil && paths[i].Fabric == name {
 				paths[i].Error = err.Error()
@@ -218,6 +228,22 @@ func (e *Engine) peerObjects(p Peer) ([]kernel.Object, []api.Path) {
 	}
 	return out, paths
 }
+
+// carry tells each fabric that carries packets itself which networks lead to the peer by it: none, of most.
+func (e *Engine) carry(self, peer api.Node, by map[string][]fabric.Network) map[string]error {
+	failed := map[string]error{}
+	for name, f := range e.Fabrics {
+		if c, ok := f.(fabric.Carrier); ok {
+			if err := c.Carry(self, peer, by[name]); err != nil {
+				failed[name] = err
+			}
+		}
+	}
+	return failed
+}
+
+// forget has the fabrics that carry packets themselves forget a peer.
+func (e *Engine) forget(id string) { e.carry(api.Node{}, api.Node{ID: id}, nil) }
 
 // fabricNetwork is a network as it concerns this machine and a peer.
 func (e *Engine) fabricNetwork(n api.Network, peer string, has PeerNetwork) fabric.Network {

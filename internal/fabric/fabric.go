@@ -13,6 +13,7 @@
 package fabric
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
@@ -35,6 +36,16 @@ type Fabric interface {
 	Objects(self, peer api.Node, networks []Network, f kernel.Facts) ([]kernel.Object, error)
 	// Traits says what the fabric can do.
 	Traits() Traits
+}
+
+// Carrier is a fabric whose packets this program carries itself. What Objects gives may need it to run.
+type Carrier interface {
+	Fabric
+	// Carry is told what Objects is told, before those objects are made; with no networks the peer is forgotten, of whom
+	// then only the ID is needed. The same again changes nothing, and after an error the peer is as it was.
+	Carry(self, peer api.Node, networks []Network) error
+	// Run carries packets until ctx ends.
+	Run(ctx context.Context) error
 }
 
 // Traits says what a fabric can do.

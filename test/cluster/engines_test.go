@@ -56,13 +56,17 @@ func (m *machine) start() {
 		m.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
+	fabrics, err := builtin.Fabrics(kernel.NewSecret(kernel.WGKey{1}, true), log)
+	if err != nil {
+		m.Fatal(err)
+	}
 	want := desired.New()
 	loop := reconcile.New(m.kernel, want, log)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { loop.Run(ctx) })
 	m.engine = engine.New(engine.Config{Store: m.state, Want: want, Loop: loop, Drivers: builtin.Drivers(), Addons: builtin.Addons(),
-		Machine: noMachine{}, Log: log, DNSPort: 5380, Node: m.name, Version: "test", Boot: "boot", Fabrics: builtin.Fabrics(kernel.NewSecret(kernel.WGKey{1}, true)),
+		Machine: noMachine{}, Log: log, DNSPort: 5380, Node: m.name, Version: "test", Boot: "boot", Fabrics: fabrics,
 		Pools: pool.Subnets{{Prefix: netip.MustParsePrefix("10.200.0.0/16"), Bits: 26}, {Prefix: netip.MustParsePrefix("fd00:5e::/48"), Bits: 64}},
 	}, kernel.Facts{})
 	if err := m.engine.Load(ctx); err != nil {

@@ -34,8 +34,8 @@ type Fabric struct {
 	port uint16
 }
 
-// New makes the fabric of a node. secret is something that the node keeps and tells nobody: what peers write on packets to
-// it comes from that, which nobody can guess who is not told it. port is the UDP port, 0 for DefaultPort.
+// New makes the fabric of a node. secret is something of the node's own that nobody can guess: what peers write on packets
+// to it comes from that. port is the UDP port, 0 for DefaultPort.
 func New(secret []byte, port uint16) Fabric {
 	if port == 0 {
 		port = DefaultPort
