@@ -42,6 +42,10 @@ func (e *Engine) inCluster() Cluster {
 	return e.cluster
 }
 
+// tunnelRoom is what the fabric that needs most adds to a packet, in bytes: WireGuard over IPv6. A cluster's network has so
+// much less, as its fabric may be another one tomorrow.
+const tunnelRoom = 80
+
 // shareable tells drivers whose networks can be on several machines.
 func shareable(name string) bool { return name == "" || name == "bridge" }
 

@@ -319,6 +319,9 @@ func (e *Engine) completeNetwork(noun string, n *api.Network) error {
 	foreign := e.attacher("driver", n.Driver) != nil
 	if n.MTU == 0 && len(parents) == 0 && !foreign {
 		n.MTU = e.facts.PathMTU()
+		if n.Shared() {
+			n.MTU -= tunnelRoom
+		}
 	}
 	if n.Subnet6() != nil && n.MTU < 1280 && n.MTU != 0 {
 		n.MTU = 1280

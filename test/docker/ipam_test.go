@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/seine-net/seine/api"
+	"github.com/seine-net/seine/internal/kernel"
 )
 
 const noPool = `{"AddressSpace":"seine","Pool":"","SubPool":"","Options":null,"V6":false}`
@@ -255,6 +256,21 @@ func TestOptions(t *testing.T) {
 	join := d.ok("NetworkDriver.Join", `{"NetworkID":%q,"EndpointID":%q,"SandboxKey":"/x"}`, net1, epID)
 	if name, _ := join["InterfaceName"].(map[string]any); name["DstPrefix"] != "net" {
 		t.Errorf("Join answers %v", join)
+	}
+	d.kernel.AddForeign(&kernel.Link{Name: "eth9", Type: kernel.Dummy})
+	d.kernel.AddForeign(&kernel.LinkUp{Link: "eth9"})
+	if err := d.engine.SetFacts(t.Context(), kernel.Facts{Links: []kernel.LinkFact{{Name: "eth9", MTU: 1500, Up: true, Index: 9}}}); err != nil {
+		t.Fatal(err)
+	}
+	n, err = create(200, `"seine.driver":"ipvlan","parent":"eth9","ipvlan_mode":"l3"`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	net2, ep2 := n.Labels["docker.network"], strings.Replace(epID, "a", "b", 1)
+	d.ok("NetworkDriver.CreateEndpoint", `{"NetworkID":%q,"EndpointID":%q,"Interface":{"Address":"10.7.200.5/24"}}`, net2, ep2)
+	join = d.ok("NetworkDriver.Join", `{"NetworkID":%q,"EndpointID":%q,"SandboxKey":"/x"}`, net2, ep2)
+	if routes := fmt.Sprint(join["StaticRoutes"]); routes != "[map[Destination:0.0.0.0/0 RouteType:1]]" || join["DisableGatewayService"] != nil {
+		t.Errorf("Join on an ipvlan of mode l3 answers %v", join)
 	}
 	before := d.state()
 	for options, want := range map[string]string{

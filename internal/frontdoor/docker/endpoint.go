@@ -163,8 +163,12 @@ func (d *Door) join(ctx context.Context, r endpointRequest) (any, error) {
 	if err := d.label(ctx, ep, r.SandboxKey); err != nil {
 		return nil, err
 	}
+	n, err := d.engine.Network(ctx, ep.Network)
+	if err != nil {
+		return nil, err
+	}
 	prefix := "eth"
-	if n, err := d.engine.Network(ctx, ep.Network); err == nil && n.Labels[LabelPrefix] != "" {
+	if n.Labels[LabelPrefix] != "" {
 		prefix = n.Labels[LabelPrefix]
 	}
 	out := map[string]any{"InterfaceName": map[string]string{"SrcName": ep.Sandbox.Interface, "DstPrefix": prefix}}
@@ -175,10 +179,37 @@ func (d *Door) join(ctx context.Context, r endpointRequest) (any, error) {
 			out["GatewayIPv6"] = g.String()
 		}
 	}
-	if len(ep.Status.Gateways) == 0 {
+	if len(ep.Status.Gateways) > 0 {
+		return out, nil
+	}
+	if routes := connected(n, ep); len(routes) > 0 {
+		out["StaticRoutes"] = routes
+	} else {
 		out["DisableGatewayService"] = true // or Docker leads a way out of an internal network by a bridge of its own
 	}
 	return out, nil
+}
+
+// routed reports whether a network's containers have no gateway, as the machine routes for them.
+func routed(n api.Network) bool {
+	return n.Driver == "ipvlan" && (n.Options["mode"] == "l3" || n.Options["mode"] == "l3s")
+}
+
+// connected gives the default routes of an endpoint whose way out is its interface, without a gateway: the machine routes
+// for an ipvlan of mode l3 and l3s. RouteType 1 is libnetwork's "connected".
+func connected(n api.Network, ep api.Endpoint) []map[string]any {
+	if !routed(n) || n.Internal {
+		return nil
+	}
+	var out []map[string]any
+	for _, a := range ep.Addresses {
+		all := "0.0.0.0/0"
+		if a.Is6() {
+			all = "::/0"
+		}
+		out = append(out, map[string]any{"Destination": all, "RouteType": 1})
+	}
+	return out
 }
 
 // label notes which sandbox an endpoint is in, "" for none. Names, which others change meanwhile, stay.

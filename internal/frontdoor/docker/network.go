@@ -92,7 +92,8 @@ func (d *Door) createNetwork(ctx context.Context, r networkRequest) (any, error)
 
 // wanted is the network that a request asks for, and whether it is to be there already.
 func (d *Door) wanted(r networkRequest) (n api.Network, existing bool, err error) {
-	n = api.Network{Name: "docker-" + r.NetworkID[:12], Meta: api.Meta{Labels: map[string]string{}}}
+	// Docker's networks are one machine's, in a cluster too: Docker gives out their addresses by itself.
+	n = api.Network{Name: "docker-" + r.NetworkID[:12], Scope: api.NodeScope, Meta: api.Meta{Labels: map[string]string{}}}
 	options, err := generic(r.Options)
 	if err == nil {
 		err = applyOptions(&n, options)
@@ -129,6 +130,9 @@ func (d *Door) addRanges(n *api.Network, r networkRequest) error {
 		}
 		if id := d.ipam.poolOf(data.AddressSpace, s); id != "" {
 			n.Labels[LabelIPAM] = strings.TrimSpace(n.Labels[LabelIPAM] + " " + id)
+		}
+		if s.Gateway.IsValid() && routed(*n) { // Docker before 28 has an address for one, whatever the driver
+			s.Reserved, s.Gateway = append(s.Reserved, s.Gateway), netip.Addr{}
 		}
 		if s.Prefix.Bits() > 0 {
 			n.Subnets = append(n.Subnets, s)
