@@ -402,8 +402,7 @@ func (e *Engine) adopt(ep api.Endpoint) error {
 	var errs []error
 	for _, a := range ep.Addresses {
 		if p := e.poolFor(n, a); p != nil {
-			_, err := p.Reserve(a, ep.Key())
-			errs = append(errs, err)
+			errs = append(errs, p.Adopt(a, ep.Key()))
 		}
 	}
 	return errors.Join(errs...)

@@ -170,6 +170,16 @@ func (p *Pool) reserve(a netip.Addr, holder string) error {
 	return nil
 }
 
+// Adopt is Reserve for an address that its holder had before a restart. What is given out by itself goes on behind it, so
+// that addresses that were released shortly before the restart rest too.
+func (p *Pool) Adopt(a netip.Addr, holder string) error {
+	err := p.reserve(a, holder)
+	if err == nil && a.Compare(p.next) >= 0 {
+		p.next = a.Next()
+	}
+	return err
+}
+
 // Release gives an address back, if holder has it.
 func (p *Pool) Release(a netip.Addr, holder string) {
 	if p.taken[a] == holder {

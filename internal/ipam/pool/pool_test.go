@@ -219,3 +219,19 @@ func TestShared(t *testing.T) {
 		t.Errorf("blocks are %v", p.Blocks())
 	}
 }
+
+// TestAdopt: after a restart the next address is behind those in use, not one that was released a moment ago.
+func TestAdopt(t *testing.T) {
+	p := pool.New(subnet("10.1.0.0/24", ""))
+	for _, a := range []string{"10.1.0.9", "10.1.0.4"} {
+		if err := p.Adopt(netip.MustParseAddr(a), "x"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := p.Adopt(netip.MustParseAddr("10.1.0.9"), "y"); !errors.Is(err, pool.ErrTaken) {
+		t.Errorf("an address was taken up for two: %v", err)
+	}
+	if a, err := p.Reserve(netip.Addr{}, "z"); err != nil || a.String() != "10.1.0.10" {
+		t.Errorf("the next one is %s, %v", a, err)
+	}
+}
