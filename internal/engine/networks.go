@@ -541,7 +541,13 @@ func (e *Engine) applyNetwork(ctx context.Context, n api.Network) error {
 			keys = append(keys, more...)
 		}
 	}
-	return e.Loop.Sync(ctx, append(keys, e.Want.Keys(MachineOwner)...))
+	keys = append(keys, e.Want.Keys(MachineOwner)...)
+	if err = e.Loop.Sync(ctx, keys); err == nil || ctx.Err() != nil {
+		return err
+	}
+	// An endpoint that is detached or attached at the same moment may have been in the midst of it: what is still wrong now
+	// is the change's.
+	return e.Loop.Sync(ctx, keys)
 }
 
 // undoNetwork goes back to the network of before, or to none.

@@ -45,7 +45,7 @@ type station struct {
 	name, dir, bin string
 	client         *client.Client
 	daemon         *exec.Cmd
-	log            bytes.Buffer
+	log            locked
 	containers     map[string]*testkit.NS
 }
 
@@ -60,7 +60,7 @@ func newStation(t *testing.T, name string, h *testkit.Host) *station {
 	t.Cleanup(func() {
 		s.end(syscall.SIGTERM)
 		if t.Failed() {
-			t.Logf("the log of %s:\n%s", name, &s.log)
+			t.Logf("the log of %s:\n%s", name, s.log.String())
 		}
 	})
 	return s
@@ -353,4 +353,22 @@ func TestResetWithoutStore(t *testing.T) {
 	if _, err := b.client.Cluster(t.Context()); api.CodeOf(err) != api.Conflict {
 		t.Errorf("after a reset: %v", err)
 	}
+}
+
+// locked is a buffer that is read while a program writes to it.
+type locked struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
 }

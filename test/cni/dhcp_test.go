@@ -64,7 +64,7 @@ func (r *rig) seined() (socket string, kill func()) {
 	}
 	socket = filepath.Join(r.cache, "dhcp.sock")
 	kill = r.background(r.machine.NS, program, "-state", filepath.Join(r.cache, "state.db"), "-socket", filepath.Join(r.cache, "seine.sock"),
-		"-dns-port", "0", "-quiet", "-docker-socket", "", "-dhcp-socket", socket, "-dhcp-resend-timeout", "5s", "-dhcp-timeout", "2s", "-log-level", "debug")
+		"-dns-port", "0", "-quiet", "-docker-socket", "", "-dns-fixed", "", "-dns-fixed6", "", "-dhcp-socket", socket, "-dhcp-resend-timeout", "5s", "-dhcp-timeout", "2s", "-log-level", "debug")
 	for _, path := range []string{socket, filepath.Join(r.cache, "seine.sock")} { // the latter comes last
 		r.wait("the daemon", func() bool {
 			c, err := net.Dial("unix", path)
