@@ -125,6 +125,8 @@ type Engine struct {
 	// comes before it, and who has not just committed looks at the store while he holds it. e.mu may be taken under it.
 	placing sync.Mutex
 
+	machine sync.Mutex // one setMachine at a time, and none during the first steps of Reset
+
 	mu    sync.Mutex // guards what follows and the order of commits
 	facts kernel.Facts
 	pools map[string][]*pool.Pool
@@ -306,6 +308,8 @@ func (e *Engine) renew(n api.Network) error {
 // setMachine computes what the machine as a whole needs and hands it to the reconciler without waiting. Forwarding is not
 // needed while there is no network that the machine is on, and nothing at all before the first one and after a reset.
 func (e *Engine) setMachine() error {
+	e.machine.Lock()
+	defer e.machine.Unlock()
 	f := e.Facts()
 	var out []kernel.Object
 	var names []string

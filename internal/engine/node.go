@@ -63,6 +63,21 @@ func (e *Engine) Watch(ctx context.Context, since uint64) (<-chan api.Event, err
 // Reset removes everything that is ours from the kernel and the store and puts back what was changed of the machine.
 // The next start begins as the first one did.
 func (e *Engine) Reset(ctx context.Context) error {
+	e.machine.Lock() // a look at the machine that ends just now does not bring back what goes
+	err := e.forgetAll()
+	e.machine.Unlock()
+	if err != nil {
+		return refused("reset", err)
+	}
+	if err := e.Loop.SyncAll(ctx); err != nil {
+		return refused("reset", err)
+	}
+	e.resetPlugins(ctx)
+	return refusedOrNil("reset", e.Store.ForgetValues())
+}
+
+// forgetAll takes all nouns out of the store and all that is wanted; e.machine is held.
+func (e *Engine) forgetAll() error {
 	e.mu.Lock()
 	var c state.Change
 	eps := e.Store.Endpoints()
@@ -74,27 +89,24 @@ func (e *Engine) Reset(ctx context.Context) error {
 	}
 	_, err := e.Store.Commit(&c)
 	if err == nil {
+		err = e.Store.SetValue(defaultsMade, "")
 		clear(e.pools)
 		clear(e.ports)
 		clear(e.sandboxes)
 	}
 	e.mu.Unlock()
 	if err != nil {
-		return refused("reset", err)
+		return err
 	}
 	e.placing.Lock()
+	defer e.placing.Unlock()
 	for _, ep := range eps {
 		e.unannounce(ep)
 	}
 	for _, owner := range e.Want.Owners() {
 		e.Want.Drop(owner)
 	}
-	e.placing.Unlock()
-	if err := e.Loop.SyncAll(ctx); err != nil {
-		return refused("reset", err)
-	}
-	e.resetPlugins(ctx)
-	return refusedOrNil("reset", e.Store.ForgetValues())
+	return nil
 }
 
 func refusedOrNil(noun string, err error) error {

@@ -45,7 +45,7 @@ type station struct {
 	name, dir, bin string
 	client         *client.Client
 	daemon         *exec.Cmd
-	log            locked
+	log            testkit.Log
 	containers     map[string]*testkit.NS
 }
 
@@ -353,22 +353,4 @@ func TestResetWithoutStore(t *testing.T) {
 	if _, err := b.client.Cluster(t.Context()); api.CodeOf(err) != api.Conflict {
 		t.Errorf("after a reset: %v", err)
 	}
-}
-
-// locked is a buffer that is read while a program writes to it.
-type locked struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *locked) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *locked) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
 }

@@ -3,7 +3,6 @@
 package machine_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +52,7 @@ type rig struct {
 	client           *client.Client
 	dir              string
 	daemon           *exec.Cmd
-	log              *bytes.Buffer
+	log              *testkit.Log
 	containers       map[string]*testkit.NS
 	extra            []string // of the daemon's flags
 }
@@ -115,7 +114,7 @@ func (r *rig) start() {
 	dir, _ := bin()
 	socket := filepath.Join(r.dir, "s")
 	if r.log == nil {
-		r.log = &bytes.Buffer{}
+		r.log = &testkit.Log{}
 	}
 	r.daemon = exec.Command(filepath.Join(dir, "seined"), "--state", filepath.Join(r.dir, "state.db"), "--socket", socket, "--docker-socket", "", "--quiet")
 	r.daemon.Args = append(r.daemon.Args, r.extra...)
