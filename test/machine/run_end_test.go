@@ -241,7 +241,7 @@ func TestRunWithADaemonThatHangs(t *testing.T) {
 		}
 		return err
 	})
-	late := r.run("seine: asking for the default network …\n", "-v", "--name", "late", "--", "touch", filepath.Join(r.dir, "started"))
+	late := r.run("seine: asking the daemon …\n", "-v", "--name", "late", "--network", "default", "--", "touch", filepath.Join(r.dir, "started"))
 	web.ctrlC()
 	r.eventually(patience, func() error { // the program has ended, the command line waits
 		if _, err := os.Stat(fmt.Sprintf("/proc/%d", ep.Sandbox.PID)); err == nil {
