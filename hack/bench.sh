@@ -13,6 +13,8 @@ for name; do
   if [ "$name" = gossip ]; then
     echo "== gossip"
     SEINE_BENCH=1 go test -count=1 -timeout 30m -v -run TestScale ./internal/cluster/gossip | grep -v '^=== ' || { rc=1; echo "bench: $name failed" >&2; }
+    echo "== a thousand of Docker's networks"
+    SEINE_BENCH=1 go test -count=1 -timeout 30m -v -run TestScale ./test/docker | grep -v '^=== ' || { rc=1; echo "bench: Docker's networks failed" >&2; }
     continue
   fi
   [ -e "bench/$name/main.go" ] || continue

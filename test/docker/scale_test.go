@@ -3,6 +3,7 @@ package docker_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -53,7 +54,10 @@ func (c *counted) lap() counts {
 // is left of them.
 func TestScale(t *testing.T) {
 	testkit.Need(t, "root", "bridge", "veth", "nft")
-	total := 1000
+	total := 400
+	if os.Getenv("SEINE_BENCH") != "" { // make bench
+		total = 1000
+	}
 	if testing.Short() {
 		total = 50
 	}

@@ -294,7 +294,7 @@ func TestScale(t *testing.T) {
 	var small figures
 	run := func(name string, nodes int, standsIn bool, check func(*testing.T, figures)) {
 		t.Run(name, func(t *testing.T) {
-			if nodes > 50 && testing.Short() || nodes > 100 && os.Getenv("SEINE_BENCH") == "" {
+			if nodes > 50 && os.Getenv("SEINE_BENCH") == "" {
 				t.Skipf("skip: needs minutes: %d nodes; SEINE_BENCH=1 (make bench) runs it", nodes)
 			}
 			f := runScale(t, nodes, 40*nodes, 60, standsIn)
