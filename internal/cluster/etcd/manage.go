@@ -126,11 +126,17 @@ func members(in []*etcdserverpb.Member) []Member {
 	return out
 }
 
-// IsLeader reports whether the member at one of the endpoints given leads.
+// IsLeader reports whether the member at the endpoint leads. It is asked by a client of its own: etcd's reads its endpoints
+// without a lock there, while SetEndpoints may change them.
 func (s *Store) IsLeader(ctx context.Context, endpoint string) bool {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	r, err := s.client.Status(ctx, endpoint)
+	one, err := Open([]string{endpoint}, s.prefix, s.tls)
+	if err != nil {
+		return false
+	}
+	defer one.Close()
+	r, err := one.client.Status(ctx, endpoint)
 	return err == nil && r.Leader == r.Header.MemberId
 }
 

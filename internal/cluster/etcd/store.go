@@ -29,6 +29,7 @@ const (
 type Store struct {
 	client *clientv3.Client
 	prefix string
+	tls    *tls.Config
 }
 
 // Open makes a Store of the etcd at the endpoints (https://HOST:PORT). All keys get the prefix, such as "/seine/". It
@@ -39,7 +40,7 @@ func Open(endpoints []string, prefix string, t *tls.Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("etcd: %w", err)
 	}
-	return &Store{c, prefix}, nil
+	return &Store{c, prefix, t}, nil
 }
 
 // SetEndpoints tells where the members are now.
